@@ -1,0 +1,83 @@
+"""Outputs that are whole or absent: written to a temporary sibling, then renamed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from punie_mlx.errors import DiskError, OutputError
+
+
+def refuse_existing(path: Path, overwrite: bool) -> None:
+    """Raise `OutputError` if `path` exists and may not be replaced. Call it before any long work."""
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path} exists already: pass --overwrite to replace it, or name another output")
+
+
+@contextmanager
+def atomic_dir(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield an empty temporary directory beside `path`; rename it to `path` if the block ends without an error.
+
+    A failed block leaves nothing behind and keeps an existing `path` as it was.
+
+    Raises:
+        OutputError: `path` exists and `overwrite` is false, or its parent cannot be written.
+        DiskError: the disk ran full inside the block.
+    """
+    path = Path(path).absolute()
+    refuse_existing(path, overwrite)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tmp = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+        tmp.chmod(0o755)
+    except OSError as e:
+        raise OutputError(f"{path} cannot be written: {e.strerror or e}") from e
+    try:
+        yield tmp
+        old = path.with_name(f".{path.name}.{os.getpid()}.old")
+        if path.exists():
+            path.rename(old)
+        tmp.rename(path)
+        if old.is_dir():
+            shutil.rmtree(old, ignore_errors=True)
+        elif old.exists():
+            old.unlink()
+    except OSError as e:
+        if e.errno == errno.ENOSPC:
+            raise DiskError(f"the disk ran full while writing {path}: nothing was left there") from e
+        raise
+    finally:
+        shutil.rmtree(tmp, ignore_errors=True)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield the name of a temporary sibling of `path`; rename it to `path` if the block ends without an error."""
+    path = Path(path).absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    os.close(fd)
+    tmp = Path(name)
+    tmp.chmod(0o644)
+    try:
+        yield tmp
+        tmp.replace(path)
+    except OSError as e:
+        if e.errno == errno.ENOSPC:
+            raise DiskError(f"the disk ran full while writing {path}: nothing was left there") from e
+        raise
+    finally:
+        tmp.unlink(missing_ok=True)
+
+
+def sweep_partials(parent: Path) -> list[Path]:
+    """Remove what a killed run left half-written in `parent` (`.*.partial`, `.*.old`); return what was removed."""
+    found = [p for pattern in (".*.partial", ".*.old") for p in parent.glob(pattern)]
+    for p in found:
+        shutil.rmtree(p, ignore_errors=True) if p.is_dir() else p.unlink(missing_ok=True)
+    return found
