@@ -21,15 +21,296 @@ app = typer.Typer(
 
 # ---- corpus: generate, convert ----
 
+
+@app.command()
+def generate(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Directory to write: train.jsonl, valid.jsonl, test.jsonl.")],
+    seed: Annotated[int, typer.Option(help="Decides every row; the same seed writes the same bytes.")] = 0,
+    suite: Annotated[Path | None, typer.Option(help="Also write an evaluation suite of held-out questions here.")] = None,
+    cases: Annotated[int, typer.Option(min=1, help="Cases of that suite.")] = 240,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
+) -> None:
+    """Make the example corpus: 683 rows of a coding agent's work, calls as JSON fences (546/68/69).
+
+    No question stands in two splits: its hash decides. Example: `punie-mlx generate data/phase8_json_format`
+    """
+    from punie_mlx.corpus import generate as room
+
+    if suite:
+        room.write_suite(suite, cases, seed, overwrite=overwrite)
+        print(f"{suite}: {cases} cases")
+    sizes = room.generate(out, seed=seed, overwrite=overwrite)
+    print(f"{out}: {', '.join(f'{n} {split}' for split, n in sizes.items())}")
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="Directory of .jsonl files: messages or ChatML text.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Directory to write: rows, quarantine, report, manifest.")],
+    model: Annotated[
+        Path | None,
+        typer.Option(help="Directory with the tokenizer and chat template to convert for. Default: data/tiny-base."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace OUT if it exists.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the whole report as JSON.")] = False,
+) -> None:
+    """Turn rows with calls in fences, or in ready-made text, into structured rows that a model's template renders.
+
+    Every converted row is proved by reading its rendering back; every other row goes to quarantine.jsonl with file,
+    line and reason. Example: `punie-mlx convert data/phase8_json_format data/phase8_xml_format`
+    """
+    from punie_mlx.corpus import convert as room
+
+    config = room.ConvertConfig(source, out, model or room.default_model(), overwrite=overwrite)
+    report = room.convert(config)
+    print(report.to_json() if as_json else report.summary(out))
+
+
+# ---- toolcalls: parse ----
+
+
+@app.command()
+def parse(
+    file: Annotated[str, typer.Argument(help="File with the raw text of one answer; - reads stdin.")] = "-",
+    format: Annotated[str, typer.Option(help="Wire format: auto, qwen3_coder, hermes, json_fence.")] = "auto",
+    tools: Annotated[
+        Path | None, typer.Option(help="JSON file with the offered tools (OpenAI schemas): types the arguments.")
+    ] = None,
+    reasoning: Annotated[bool, typer.Option(help="The prompt has opened <think> already.")] = False,
+    finish: Annotated[str, typer.Option(help="How the text ended: stop, or length where it was cut off.")] = "stop",
+    chunk: Annotated[int, typer.Option(min=0, help="Feed that many characters at a time; 0 feeds all at once.")] = 0,
+    jsonl: Annotated[
+        Path | None, typer.Option(help="Read one case a line (id, format, tools, model_output, …) from here instead.")
+    ] = None,
+) -> None:
+    """Read the tool calls in raw model output and print them as JSON: content, reasoning, tool_calls, problems.
+
+    Example: `punie-mlx parse --format qwen3_coder --tools tools.json answer.txt`
+    """
+    import json
+
+    from punie_mlx.toolcalls import command
+
+    if jsonl:
+        for result in command.parse_cases(jsonl, chunk):
+            print(json.dumps(result))
+        return
+    text, offered = command.read_inputs(file, tools)
+    result = command.parse(text, format, offered, reasoning=reasoning, finish=finish, chunk=chunk)
+    print(json.dumps(result))
+
+
 # ---- train ----
+
+
+@app.command()
+def train(
+    model: Annotated[str | None, typer.Option(help="Model to train on: a directory or a Hub name.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Directory with train.jsonl (and valid.jsonl), as `convert` writes it.")
+    ] = None,
+    out: Annotated[str | None, typer.Option(help="Directory of the adapter to write.")] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="YAML file with these settings (see data/recipes/); options go over it.")
+    ] = None,
+    iters: Annotated[int | None, typer.Option(help="Optimizer steps. \\[default: 500]")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Assistant turns in a step. \\[default: 1]")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Adam's learning rate. \\[default: 1e-4]")] = None,
+    layers: Annotated[
+        int | None, typer.Option(help="Layers with an adapter, from the last; all if there are fewer. \\[default: 8]")
+    ] = None,
+    rank: Annotated[int | None, typer.Option(help="Rank of an update: more can hold more. \\[default: 8]")] = None,
+    scale: Annotated[float | None, typer.Option(help="What an update is multiplied by. \\[default: 20]")] = None,
+    max_seq_length: Annotated[
+        int | None, typer.Option(help="Tokens of a sample; longer ones are dropped and counted. \\[default: 2048]")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Decides initial values and order. \\[default: 0]")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
+) -> None:
+    """Train a LoRA adapter on rows: the loss is on every assistant turn, rendered as it will be served.
+
+    Example: `punie-mlx train --model data/tiny-base --data data/phase8_xml_format --out runs/adapter`
+    """
+    from punie_mlx.export.hub import resolve
+    from punie_mlx.train.command import run_train
+    from punie_mlx.train.config import make_config
+
+    options = {
+        "model": model, "data": data, "out": out, "iters": iters, "batch_size": batch_size, "layers": layers,
+        "learning_rate": learning_rate, "rank": rank, "scale": scale, "max_seq_length": max_seq_length, "seed": seed,
+    }  # fmt: skip
+    config = make_config(recipe, options)
+    run_train(config, base=resolve(config.model) if config.model else None, overwrite=overwrite)
+
 
 # ---- export: fuse, quantize ----
 
+
+@app.command()
+def fuse(
+    model: Annotated[str, typer.Option(help="The model that the adapter was trained on: a directory or a Hub name.")],
+    adapter: Annotated[Path, typer.Option(help="Adapter directory, as `train` writes it.")],
+    out: Annotated[Path, typer.Option(help="Directory of the float16 model to write.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
+) -> None:
+    """Add an adapter to its model: one float16 model, which any MLX program loads.
+
+    A quantized model is dequantized first, since the adapter would be lost on its 4-bit grid: mind the disk.
+    Example: `punie-mlx fuse --model data/tiny-base --adapter runs/adapter --out runs/fused`
+    """
+    from punie_mlx.export.fuse import fuse as run
+    from punie_mlx.export.hub import resolve
+
+    made = run(resolve(model), adapter, out, overwrite=overwrite)
+    print(f"{made.out}: {made.layers} layers changed, {made.bytes / 1e6:,.1f} MB, fingerprint {made.fingerprint}")
+
+
+@app.command()
+def quantize(
+    model: Annotated[str, typer.Option(help="Model in 16 bits, as `fuse` writes it: a directory or a Hub name.")],
+    out: Annotated[Path, typer.Option(help="Directory of the quantized model to write.")],
+    bits: Annotated[int, typer.Option(help="Bits a weight: 2, 3, 4, 5, 6 or 8. Fewer lose more of the adapter.")] = 5,
+    group_size: Annotated[
+        int, typer.Option(help="Weights that share a scale: 32, 64 or 128. Smaller is finer and larger on disk.")
+    ] = 64,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
+) -> None:
+    """Quantize a model to few bits; says which layers had to be left out, and the bits a weight in the end.
+
+    Example: `punie-mlx quantize --model runs/fused --out runs/5bit --bits 5 --group-size 64`
+    """
+    from punie_mlx.export.hub import resolve
+    from punie_mlx.export.quantize import check_settings
+    from punie_mlx.export.quantize import quantize as run
+
+    check_settings(bits, group_size)
+    made = run(resolve(model), out, bits=bits, group_size=group_size, overwrite=overwrite)
+    for name, why in made.skipped.items():
+        print(f"skipped {name}: {why}")
+    print(
+        f"{made.out}: {made.layers} layers in {made.bits} bits, {made.bits_per_weight:.3f} bits a weight, "
+        f"{made.bytes / 1e6:,.1f} MB, fingerprint {made.fingerprint}"
+    )
+
+
 # ---- serve ----
+
+
+@app.command()
+def serve(
+    model: Annotated[Path, typer.Option(help="Model directory: config.json, weights, tokenizer, chat template.")],
+    adapter: Annotated[Path | None, typer.Option(help="Adapter directory (of `train`) to lay over the model.")] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes any free one.")] = 8080,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on. The default is reachable from here only.")
+    ] = "127.0.0.1",
+) -> None:
+    """Serve a model over an OpenAI-compatible API, with tool calls.
+
+    When it is ready it writes one JSON line to stdout, with the url and the model's fingerprint; all else goes to
+    stderr. Ctrl-C or SIGTERM stops it. Example: `punie-mlx serve --model data/tiny-base --port 0`
+    """
+    from punie_mlx.serve.process import ServeConfig
+    from punie_mlx.serve.process import serve as run
+
+    run(ServeConfig(model=model, adapter=adapter, host=host, port=port))
+
 
 # ---- evals: eval ----
 
+
+@app.command("eval")
+def eval_(
+    suite: Annotated[
+        list[Path], typer.Option(help="Suite to score on: a .jsonl file, one case a line. May be repeated.")
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(help="Model to score: a directory or a Hub name. A server of its own is started for it."),
+    ] = None,
+    adapter: Annotated[Path | None, typer.Option(help="LoRA adapter directory to lay over the model.")] = None,
+    json_out: Annotated[
+        Path | None, typer.Option("--json", help="Result file: the summary, and every case with all that was said.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first N cases of each suite.")] = None,
+    concurrency: Annotated[
+        int, typer.Option(help="Cases in flight at once. Use 1 where the seconds a query matter.")
+    ] = 4,
+    url: Annotated[
+        str | None, typer.Option(help="Score the server that runs here, say http://127.0.0.1:8080/v1; starts none.")
+    ] = None,
+    fingerprint: Annotated[
+        str | None, typer.Option(help="With --url: the model that it must serve. Exit code 3 if it serves another.")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(help="Tokens of one response; too few cut a call in two.")] = 1024,
+    requests: Annotated[
+        int, typer.Option(help="Requests that one case may take: call, result and answer are two.")
+    ] = 4,
+) -> None:
+    """Score a model as an agent would use it: real server, real PydanticAI agent, tools that execute."""
+    from punie_mlx.evals.command import run_eval
+    from punie_mlx.export.hub import resolve
+
+    run_eval(
+        model=resolve(model) if model else None,
+        adapter=adapter,
+        suites=tuple(suite),
+        out=json_out,
+        url=url,
+        fingerprint=fingerprint,
+        limit=limit,
+        concurrency=concurrency,
+        max_tokens=max_tokens,
+        request_limit=requests,
+    )
+
+
 # ---- pipeline ----
+
+
+@app.command()
+def pipeline(
+    model: Annotated[str, typer.Option(help="The base: a directory or a Hub name.")] = "data/tiny-base",
+    data: Annotated[
+        Path, typer.Option(help="Directory of rows in any form that `convert` reads: fences, ChatML text, messages.")
+    ] = Path("data/phase8_json_format"),
+    out: Annotated[Path, typer.Option(help="Directory of all results; a stopped run is taken up again there.")] = Path(
+        "runs/pipeline"
+    ),
+    suite: Annotated[
+        list[Path] | None, typer.Option(help="Suite to score on; may be repeated. Default: the two of data/suites.")
+    ] = None,
+    recipe: Annotated[Path | None, typer.Option(help="YAML recipe of the training (see data/recipes/).")] = None,
+    iters: Annotated[int | None, typer.Option(help="Training iterations. \\[default: 500]")] = None,
+    bits: Annotated[int, typer.Option(help="Bits a weight of the last model: 2, 3, 4, 5, 6 or 8.")] = 5,
+    group_size: Annotated[int, typer.Option(help="Weights that share a scale: 32, 64 or 128.")] = 64,
+    limit: Annotated[int | None, typer.Option(help="Only the first N cases of each suite.")] = None,
+    restart: Annotated[
+        bool, typer.Option("--restart", "--overwrite", help="Do all stages again, also those that are done.")
+    ] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print the report as JSON instead of the table.")] = False,
+) -> None:
+    """Rows in, a scored 5-bit model out: convert, train, fuse, quantize, and score each model on the way.
+
+    Stages that are done and whose inputs are the same are skipped, so a stopped run goes on where it was.
+    Example: `punie-mlx pipeline --data data/phase8_json_format --out runs/first`
+    """
+    from punie_mlx.export.hub import resolve
+    from punie_mlx.pipeline import SUITES, PipelineConfig, run_verb
+    from punie_mlx.train.config import make_config
+
+    config = PipelineConfig(
+        model=resolve(model),
+        data=data,
+        out=out,
+        suites=tuple(suite or map(Path, SUITES)),
+        train=make_config(recipe, {"iters": iters}),
+        bits=bits,
+        group_size=group_size,
+        limit=limit,
+        restart=restart,
+    )
+    run_verb(config, as_json=json_)
 
 
 def main() -> None:

@@ -19,6 +19,13 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
         raise OutputError(f"{path} exists already: pass --overwrite to replace it, or name another output")
 
 
+def refuse_same(out: Path, *inputs: Path) -> None:
+    """Raise `OutputError` where the output would replace one of its own inputs."""
+    for path in inputs:
+        if Path(out).resolve() == Path(path).resolve():
+            raise OutputError(f"{out} is an input itself: name another output directory")
+
+
 @contextmanager
 def atomic_dir(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield an empty temporary directory beside `path`; rename it to `path` if the block ends without an error.

@@ -96,8 +96,13 @@ def manifest(kind: str, *, inputs: Mapping[str, str], settings: Mapping[str, Any
 
 def write_manifest(directory: Path, content: Mapping[str, Any]) -> None:
     """Write `content` as `manifest.json` into `directory`, whole or not at all."""
-    with atomic_file(Path(directory) / MANIFEST) as tmp:
-        tmp.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_json(Path(directory) / MANIFEST, content)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write `content` as JSON to `path`, whole or not at all."""
+    with atomic_file(path) as tmp:
+        tmp.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_manifest(directory: Path) -> dict[str, Any] | None:

@@ -1,0 +1,216 @@
+"""The example corpus: what a coding agent is asked, and what it should say, deterministically from a seed.
+
+Each row offers one of 24 tool sets of 2 to 8 tools and holds one or two exchanges: a question, the call or calls, the
+result as the tool would give it, and the answer; or a direct answer; or a refusal where the needed tool is not
+offered. Every question belongs to one split by its hash, so none can stand in two:
+
+    hash % 100 in [0, 20)   the evaluation suite
+    hash % 100 in [20, 28)  validation
+    hash % 100 in [28, 36)  test
+    hash % 100 in [36, 100) training (and the pre-training of the embedded model)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from punie_mlx.corpus.lexicon import DIRS
+from punie_mlx.corpus.rows import write_rows
+from punie_mlx.corpus.skills import SKILLS, Ask, explore, question
+from punie_mlx.corpus.world import TOOLS
+from punie_mlx.files import atomic_dir, atomic_file, refuse_existing
+from punie_mlx.identity import manifest, write_manifest
+
+BUCKETS = {"suite": range(0, 20), "valid": range(20, 28), "test": range(28, 36), "train": range(36, 100)}
+# The five questions of data/suites/discrimination.jsonl, wherever their hashes would put them.
+RESERVED = {
+    "find all django view classes in the data/repos directory",
+    "show me the userserializer class implementation",
+    "what is dependency injection and when should i use it?",
+    "find all files that use async/await in the codebase",
+    "what's the difference between orm and raw sql?",
+}
+SIZES = {"train": 546, "valid": 68, "test": 69}
+TOOL_SETS = 24
+CALL_FREE = 0.3  # share of rows without a call: 25% direct answers and 5% where the tool is missing
+REFUSAL = "None of the offered tools can do that."
+Spelling = Callable[[Sequence[Ask]], list[dict[str, Any]]]
+
+
+def bucket(query: str) -> str:
+    """The split that `query` belongs to, whatever its case and white space."""
+    key = " ".join(query.lower().split())
+    if key in RESERVED:
+        return "suite"
+    n = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % 100
+    return next(name for name, numbers in BUCKETS.items() if n in numbers)
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A question with the calls that it wants (none: answer directly) and the final answer."""
+
+    category: str
+    query: str
+    asks: tuple[Ask, ...]
+    answer: str
+
+
+def tool_sets(seed: int, count: int = TOOL_SETS, *, avoid: Iterable[frozenset[str]] = ()) -> list[tuple[str, ...]]:
+    """`count` different sets of 2 to 8 tools, every tool in several of them, none equal to one of `avoid`."""
+    r, found, seen = Random(f"tool sets {seed}"), [], set(avoid)
+    while len(found) < count:
+        chosen = tuple(r.sample(list(TOOLS), 2 + len(found) % 7))
+        if frozenset(chosen) not in seen:
+            seen.add(frozenset(chosen))
+            found.append(chosen)
+    return found
+
+
+def answer_for(asks: Sequence[Ask]) -> str:
+    """What the agent says once the results are in."""
+    results = "; ".join(a.result for a in asks)
+    return f"The result is: {results}" if len(asks) == 1 else f"The results are: {results}"
+
+
+def _single(r: Random, offered: set[str]) -> Exchange:
+    ask = explore(r, offered) if r.random() < 0.12 else None
+    ask = ask or SKILLS[r.choice(sorted(offered))](r)
+    return Exchange("one tool of many", ask.query, (ask,), answer_for([ask]))
+
+
+def _touched(ask: Ask) -> set[str]:
+    """The top folders that a call reads or writes: calls of one turn must not see each other's files."""
+    texts = [*ask.files, *(w for v in ask.arguments.values() for w in str(v).split())]
+    return {t.split("/")[0] for t in texts if "/" in t or t in DIRS}
+
+
+def _several(r: Random, offered: set[str]) -> Exchange:
+    asks: list[Ask] = []
+    for _ in range(2 if r.random() < 0.85 else 3):
+        ask = SKILLS[r.choice(sorted(offered))](r)
+        if not any(_touched(ask) & _touched(a) for a in asks):
+            asks.append(ask)
+    parts = [a.query.rstrip("?") for a in asks]
+    query = ", then ".join([parts[0], *(p[0].lower() + p[1:] for p in parts[1:])])
+    return Exchange("several calls" if len(asks) > 1 else "one tool of many", query, tuple(asks), answer_for(asks))
+
+
+def _missing(r: Random, offered: set[str]) -> Exchange:
+    tool = r.choice(sorted(set(TOOLS) - offered))
+    return Exchange("tool missing", SKILLS[tool](r).query, (), REFUSAL)
+
+
+def _direct(r: Random, offered: set[str]) -> Exchange:
+    query, answer = question(r)
+    return Exchange("direct answer", query, (), answer)
+
+
+def exchange(r: Random, offered: Sequence[str], split: str, *, calls: bool) -> Exchange:
+    """One exchange whose question belongs to `split`, with calls or without."""
+    make = (_several if r.random() < 0.2 else _single) if calls else (_missing if r.random() < 0.2 else _direct)
+    while True:
+        made = make(r, set(offered))
+        if bucket(made.query) == split:
+            return made
+
+
+def fenced(asks: Sequence[Ask]) -> list[dict[str, Any]]:
+    """The calls as the origin story's model wrote them, JSON fences, and the results as plain user turns."""
+    blocks = [json.dumps({"name": a.tool, "arguments": a.arguments}, ensure_ascii=False) for a in asks]
+    content = "\n\n".join(f"```json\n{b}\n```" for b in blocks)
+    results = [{"role": "user", "content": f"Tool result: {a.result}"} for a in asks]
+    return [{"role": "assistant", "content": content}, *results]
+
+
+def messages_of(made: Exchange, spell: Spelling) -> list[dict[str, Any]]:
+    """The turns of one exchange: the question, its calls and results as `spell` writes them, the answer."""
+    turns: list[dict[str, Any]] = [{"role": "user", "content": made.query}]
+    if not made.asks:
+        return [*turns, {"role": "assistant", "content": made.answer}]
+    return [*turns, *spell(made.asks), {"role": "assistant", "content": made.answer}]
+
+
+def row(r: Random, offered: Sequence[str], split: str, *, calls: bool) -> dict[str, Any]:
+    """One training row in the fence format: one exchange, or (one in seven) two."""
+    messages: list[dict[str, Any]] = []
+    for _ in range(2 if r.random() < 0.15 else 1):
+        messages += messages_of(exchange(r, offered, split, calls=calls), fenced)
+    return {"messages": messages, "tools": [TOOLS[name] for name in offered]}
+
+
+def rows(split: str, count: int, seed: int) -> list[dict[str, Any]]:
+    """`count` different rows of `split`."""
+    r, sets, found, seen = Random(f"{split} {seed}"), tool_sets(seed), [], set()
+    while len(found) < count:
+        made = row(r, sets[len(found) % len(sets)], split, calls=r.random() >= CALL_FREE)
+        first = made["messages"][0]["content"]
+        if first not in seen:
+            seen.add(first)
+            found.append(made)
+    r.shuffle(found)
+    return found
+
+
+def generate(out: Path, *, seed: int = 0, sizes: dict[str, int] | None = None, overwrite: bool = False) -> dict[str, int]:
+    """Write train/valid/test.jsonl of the example corpus to the directory `out`; return the rows of each split.
+
+    Raises:
+        OutputError: `out` exists and `overwrite` is false.
+    """
+    sizes = sizes or SIZES
+    with atomic_dir(out, overwrite=overwrite) as tmp:
+        for split, count in sizes.items():
+            write_rows(tmp / f"{split}.jsonl", rows(split, count, seed))
+        write_manifest(tmp, manifest("corpus", inputs={}, settings={"seed": seed, "sizes": sizes}))
+    return sizes
+
+
+# ---- the suite ----
+
+
+def case(r: Random, number: int, offered: Sequence[str], *, calls: bool, seen: bool) -> dict[str, Any]:
+    """One evaluation case over the same skills, with questions that no training row may hold."""
+    made = exchange(r, offered, "suite", calls=calls)
+    files = {name: text for ask in made.asks for name, text in ask.files.items()}
+    wanted = [{"name": a.tool, "arguments": a.arguments} for a in made.asks]
+    expect: dict[str, Any] = {"calls": wanted}
+    if wanted:
+        expect["answer"] = {"contains": [a.result for a in made.asks]}
+    return {
+        "id": f"agent-{number:03d}",
+        "category": made.category + ("" if seen else ", new tool set"),
+        "query": made.query,
+        "tools": [TOOLS[name] for name in offered],
+        "files": files,
+        "expect": expect,
+    }
+
+
+def suite(count: int, seed: int) -> list[dict[str, Any]]:
+    """`count` evaluation cases, 70% with calls, half of them on tool sets that no training row offers."""
+    r, known = Random(f"suite {seed}"), tool_sets(seed)
+    new = tool_sets(seed + 1, avoid=map(frozenset, known))
+    cases: list[dict[str, Any]] = []
+    queries: set[str] = set()
+    while len(cases) < count:
+        n = len(cases)
+        offered = (new if n % 2 else known)[n // 2 % TOOL_SETS]
+        made = case(r, n, offered, calls=n % 10 < 7, seen=n % 2 == 0)
+        if made["query"] not in queries:
+            queries.add(made["query"])
+            cases.append(made)
+    return cases
+
+
+def write_suite(out: Path, count: int, seed: int, *, overwrite: bool = False) -> None:
+    """Write `count` cases to the file `out`. Raises `OutputError` where it exists and `overwrite` is false."""
+    refuse_existing(out, overwrite)
+    with atomic_file(out) as tmp:
+        write_rows(tmp, suite(count, seed))

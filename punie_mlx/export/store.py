@@ -1,0 +1,149 @@
+"""Model directories on disk: their config, an adapter laid over them, and writing one that stock `mlx_lm.load` reads.
+
+Weights are computed and written shard by shard, so a model larger than memory's half passes through.
+
+mlx_lm touch points (pinned by tests/contracts/test_mlx_lm_train.py):
+
+| name                      | used for                                  |
+|---------------------------|-------------------------------------------|
+| `utils.load_adapters`     | LoRA layers with an adapter's weights     |
+| `utils.make_shards`       | files of at most 5 GB                     |
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from punie_mlx.errors import ModelError
+from punie_mlx.hardware import require_disk
+from punie_mlx.identity import MANIFEST
+from punie_mlx.weights import load_lazily, naming_a_full_disk
+
+COMPANIONS = (".json", ".jinja", ".txt", ".model", ".tiktoken", ".py")
+NOT_COMPANIONS = frozenset({"config.json", MANIFEST, "hf_quant_config.json", "adapter_config.json"})
+QUANTIZATION_KEYS = ("quantization", "quantization_config")
+SPARE = 1 << 20  # room for headers, config and manifest
+
+
+def read_config(model: Path) -> dict[str, Any]:
+    """`config.json` of `model`. Raises `ModelError`."""
+    path = Path(model) / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise ModelError(f"{path} cannot be read ({e.strerror}): give a directory that holds a model") from e
+    except ValueError as e:
+        raise ModelError(f"{path} is not JSON ({e}): download or fuse the model again") from e
+    if not isinstance(config, dict):
+        raise ModelError(f"{path} holds no JSON object: download or fuse the model again")
+    return config
+
+
+def is_quantized(config: Mapping[str, Any]) -> bool:
+    """Whether a model's config says that its weights are quantized."""
+    return any(config.get(k) or config.get("text_config", {}).get(k) for k in QUANTIZATION_KEYS)
+
+
+def without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of `config` that describes float16 weights."""
+    clean = {k: v for k, v in config.items() if k not in QUANTIZATION_KEYS}
+    if isinstance(clean.get("text_config"), dict):
+        clean["text_config"] = without_quantization(clean["text_config"])
+    return clean | {k: "float16" for k in ("torch_dtype", "dtype") if k in clean}
+
+
+def load_with_adapter(model: Path, adapter: Path) -> nn.Module:
+    """The model of a directory with `adapter` laid over it, lazily. Raises `ModelError`."""
+    from mlx_lm.utils import load_adapters
+
+    loaded = load_lazily(model)
+    try:
+        return load_adapters(loaded, str(adapter))
+    except Exception as e:
+        raise ModelError(
+            f"the adapter {adapter} does not fit the model {model}: train one on this model ({_first_lines(e)})"
+        ) from e
+
+
+def _first_lines(error: Exception, count: int = 3) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    more = f" and {len(lines) - count} more" if len(lines) > count else ""
+    return "; ".join(lines[:count]) + more
+
+
+def half(model: nn.Module) -> dict[str, mx.array]:
+    """The parameters of `model` by name, floating ones as (lazy) float16 unless the architecture forbids it."""
+    castable = getattr(model, "cast_predicate", lambda name: True)
+    tensors: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
+    for name, value in tensors.items():
+        if mx.issubdtype(value.dtype, mx.floating) and castable(name):
+            tensors[name] = value.astype(mx.float16)
+    return tensors
+
+
+def companions(model: Path) -> list[Path]:
+    """What a model directory holds beside weights and config: tokenizer, template, generation config, code."""
+    return [
+        p
+        for p in sorted(Path(model).iterdir())
+        if p.is_file() and p.suffix in COMPANIONS and p.name not in NOT_COMPANIONS and ".index." not in p.name
+    ]
+
+
+def require_room(out: Path, weights: Mapping[str, mx.array], source: Path, what: str) -> None:
+    """Raise `DiskError` unless the disk at `out` holds `weights` and the companions of `source`."""
+    needed = sum(w.nbytes for w in weights.values()) + sum(p.stat().st_size for p in companions(source)) + SPARE
+    require_disk(Path(out), needed, what)
+
+
+def write_model(out: Path, weights: dict[str, mx.array], config: Mapping[str, Any], source: Path) -> None:
+    """Write `weights`, `config` and the companions of `source` into the directory `out`; `weights` is emptied.
+
+    Raises:
+        ModelError: a weight is not finite in the type that it is written in.
+        OSError: with ENOSPC where the disk ran full.
+    """
+    from mlx_lm.utils import make_shards
+
+    total = sum(w.nbytes for w in weights.values())
+    shards = make_shards(weights)
+    weights.clear()  # the shards hold the only references, so each is freed once it is on disk
+    index: dict[str, str] = {}
+    count = len(shards)
+    for i in range(count):
+        name = "model.safetensors" if count == 1 else f"model-{i + 1:05d}-of-{count:05d}.safetensors"
+        shard, shards[i] = shards[i], {}
+        _refuse_infinite(shard)
+        with naming_a_full_disk(out):
+            mx.save_safetensors(str(out / name), shard, metadata={"format": "mlx"})
+        index |= dict.fromkeys(shard, name)
+    if count > 1:
+        content = {"metadata": {"total_size": total}, "weight_map": dict(sorted(index.items()))}
+        (out / "model.safetensors.index.json").write_text(json.dumps(content, indent=2) + "\n")
+    (out / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    for path in companions(source):
+        shutil.copyfile(path, out / path.name)
+
+
+def _refuse_infinite(tensors: Mapping[str, mx.array]) -> None:
+    floating = {k: v for k, v in tensors.items() if mx.issubdtype(v.dtype, mx.floating)}
+    finite = {k: mx.isfinite(v).all() for k, v in floating.items()}
+    mx.eval(finite)
+    if bad := [k for k, ok in finite.items() if not ok.item()]:
+        raise ModelError(
+            f"{bad[0]} holds values that float16 cannot ({len(bad)} tensors do): "
+            "train again with a lower learning rate or scale"
+        )
+
+
+def size_bytes(directory: Path) -> int:
+    """Size of all files below `directory`."""
+    return sum(p.stat().st_size for p in Path(directory).rglob("*") if p.is_file())

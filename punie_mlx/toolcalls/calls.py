@@ -1,0 +1,146 @@
+"""What a reader is given and what it reports: tools, calls, and the events of a stream.
+
+Every character that a model writes ends in exactly one event: `Text`, `Reasoning`, a call, a `Marker` of the format,
+or a `Malformed` that carries its raw text. Nothing is dropped without a trace.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A function that is offered to the model; `parameters` is the JSON schema of its arguments."""
+
+    name: str
+    description: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_openai(cls, value: Mapping[str, Any]) -> Tool:
+        """A tool from `{"type": "function", "function": {…}}`, or from the inner object alone."""
+        function = value.get("function")
+        if not isinstance(function, Mapping):
+            function = value
+        parameters = function.get("parameters")
+        return cls(
+            name=str(function.get("name") or ""),
+            description=str(function.get("description") or ""),
+            parameters=parameters if isinstance(parameters, Mapping) else {},
+        )
+
+    def to_openai(self) -> dict[str, Any]:
+        """The tool as chat requests spell it."""
+        function = {"name": self.name, "description": self.description, "parameters": dict(self.parameters)}
+        return {"type": "function", "function": function}
+
+    @property
+    def properties(self) -> Mapping[str, Any]:
+        """Schemas of the parameters, by name."""
+        found = self.parameters.get("properties")
+        return found if isinstance(found, Mapping) else {}
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """Names of the parameters that must be given."""
+        found = self.parameters.get("required")
+        return tuple(n for n in found if isinstance(n, str)) if isinstance(found, list) else ()
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A complete call with typed arguments, in the order in which the model wrote them."""
+
+    name: str
+    arguments: dict[str, Any]
+
+    def to_openai(self) -> dict[str, Any]:
+        """The call as a message of history holds it."""
+        return {"type": "function", "function": {"name": self.name, "arguments": self.arguments}}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with a call that was kept all the same."""
+
+    kind: str
+    detail: str
+    raw: str = ""
+
+
+@dataclass(frozen=True)
+class Text:
+    """Part of the answer."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Reasoning:
+    """Part of the thinking."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Marker:
+    """Characters that only frame something: tags of the format, the white space beside a call."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class CallStarted:
+    """The name of call `index` is known; its arguments follow."""
+
+    index: int
+    name: str
+
+
+@dataclass(frozen=True)
+class ArgumentsDelta:
+    """More of the arguments of call `index`, as JSON text; all deltas of a finished call join to one JSON object."""
+
+    index: int
+    json: str
+
+
+@dataclass(frozen=True)
+class CallFinished:
+    """Call `index` is complete; `raw` is what the model wrote (several calls in one body share that of the first)."""
+
+    index: int
+    call: ToolCall
+    problems: tuple[Problem, ...] = ()
+    raw: str = ""
+
+
+@dataclass(frozen=True)
+class Malformed:
+    """What began like a call and is none. Show `raw` as text. With an `index`, that call was started already."""
+
+    raw: str
+    reason: str
+    index: int | None = None
+    in_reasoning: bool = False
+
+
+Event = Text | Reasoning | Marker | CallStarted | ArgumentsDelta | CallFinished | Malformed
+
+
+def dumps(value: Any) -> str:
+    """`value` as JSON text that can be sent as UTF-8."""
+    text = json.dumps(value, ensure_ascii=False)
+    return json.dumps(value) if _SURROGATE.search(text) else text
+
+
+def escape(text: str) -> str:
+    """`text` as the inside of a JSON string."""
+    return dumps(text)[1:-1]

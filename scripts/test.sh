@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Lint, types, tests.  scripts/test.sh [options of pytest]
+source "$(dirname "$0")/setup.sh"
+ruff check --quiet .
+ruff format --check --quiet .
+ty check --quiet
+exec python -m pytest "$@"
