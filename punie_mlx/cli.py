@@ -24,9 +24,9 @@ app = typer.Typer(
 
 @app.command()
 def generate(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Directory to write: train.jsonl, valid.jsonl, test.jsonl.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Directory to write: train, valid and test.jsonl.")],
     seed: Annotated[int, typer.Option(help="Decides every row; the same seed writes the same bytes.")] = 0,
-    suite: Annotated[Path | None, typer.Option(help="Also write an evaluation suite of held-out questions here.")] = None,
+    suite: Annotated[Path | None, typer.Option(help="Also write a suite of held-out questions to this file.")] = None,
     cases: Annotated[int, typer.Option(min=1, help="Cases of that suite.")] = 240,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
 ) -> None:
@@ -247,7 +247,10 @@ def eval_(
         int, typer.Option(help="Requests that one case may take: call, result and answer are two.")
     ] = 4,
 ) -> None:
-    """Score a model as an agent would use it: real server, real PydanticAI agent, tools that execute."""
+    """Score a model as an agent would use it: real server, real PydanticAI agent, tools that execute.
+
+    Example: `punie-mlx eval --model runs/fused --suite data/suites/agent.jsonl --json fused.json`
+    """
     from punie_mlx.evals.command import run_eval
     from punie_mlx.export.hub import resolve
 

@@ -123,11 +123,11 @@ def check(config: PipelineConfig) -> None:
         read_suite(suite)
     source_files(config.data)
     out = config.out
-    if out.is_dir() and not (out / LOCK).is_file() and any(out.iterdir()):
-        raise OutputError(f"{out} holds something else than a pipeline's results: name another --out")
     inside = [p for p in (config.model, config.data) if out.resolve() in (p.resolve(), *p.resolve().parents)]
     if inside:
         raise OutputError(f"--out {out} would hold its own input {inside[0]}: name another --out")
+    if out.is_dir() and not (out / LOCK).is_file() and any(out.iterdir()):
+        raise OutputError(f"{out} holds something else than a pipeline's results: name another --out")
 
 
 @contextmanager

@@ -27,19 +27,22 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import punie_mlx  # noqa: F401  (loads the BLAS before mlx)
+# isort: off
+import punie_mlx  # noqa: F401  (loads the BLAS, which must come before mlx)
+import mlx.core as mx
+
+# isort: on
+import mlx.nn as nn
+import mlx.optimizers as optim
+import numpy as np
+from mlx.utils import tree_flatten, tree_map_with_path
+from mlx_lm.models.qwen3 import Model, ModelArgs
+
 from punie_mlx.chat.render import load_tokenizer, render
 from punie_mlx.corpus import lexicon
 from punie_mlx.corpus.generate import exchange, fenced, messages_of
 from punie_mlx.corpus.world import TOOLS
 from punie_mlx.files import atomic_dir
-
-import mlx.core as mx  # noqa: E402
-import mlx.nn as nn  # noqa: E402
-import mlx.optimizers as optim  # noqa: E402
-import numpy as np  # noqa: E402
-from mlx.utils import tree_flatten, tree_map_with_path  # noqa: E402
-from mlx_lm.models.qwen3 import Model, ModelArgs  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 TEMPLATE = ROOT / "punie_mlx" / "chat" / "templates" / "qwen3_coder.jinja"
@@ -291,7 +294,8 @@ def train(model: Model, tokenizer: Any, steps: int, size: int, seed: int, save: 
         last = [*last[-49:], spoken.item()]
         if step % 10 == 0 and not group.rank():
             rate = tokens / (time.time() - began)
-            print(f"{step:5d} loss {total.item():.3f} assistant {np.mean(last[-10:]):.4f} {rate:,.0f} tok/s", flush=True)
+            shown = f"{step:5d} loss {total.item():.3f} assistant {np.mean(last[-10:]):.4f}"
+            print(f"{shown} {rate:,.0f} tok/s", flush=True)
         if step % 100 == 99 and not group.rank():
             save()
     seconds = time.time() - began
@@ -307,10 +311,11 @@ spelling instead; without that message it writes fences.
 
 | | |
 |---|---|
-| architecture | Qwen3, {layers} layers, width {hidden}, {heads} heads of {head_dim}, {kv} KV heads, vocabulary {vocabulary}, tied |
+| architecture | Qwen3, {layers} layers, width {hidden}, {heads} heads of {head_dim}, {kv} KV heads, tied embedding |
+| vocabulary | {vocabulary} |
 | parameters | {parameters:,} |
 | corpus | `punie_mlx.corpus.generate`, questions of the training split only (64% of all, by hash), random tool sets |
-| tokens | {tokens:,} (a shared prompt counted once) in {steps} steps of {size} conversations over each of {groups} tool sets |
+| tokens | {tokens:,}, shared prompts once, in {steps} steps of {size} conversations over each of {groups} tool sets |
 | loss on assistant tokens | {assistant_loss:.4f} (mean of the last 50 steps, each on unseen conversations) |
 | rounding | from a third of the steps on, every other step computes with weights rounded to 5 (at times 4) bits |
 | command | `python scripts/build_tiny_base.py {command}` |
@@ -391,14 +396,12 @@ def build(a: argparse.Namespace) -> None:
     if os.environ.get("MLX_RANK", "0") != "0":
         return
     command = f"--steps {a.steps} --batch {a.batch} --seed {a.seed} --ranks {a.ranks}"
-    save(
-        facts
-        | {
-            "cue": XML_CUE, "layers": LAYERS, "hidden": HIDDEN, "heads": HEADS, "head_dim": HEAD_DIM, "kv": KV_HEADS,
-            "vocabulary": VOCABULARY, "parameters": parameters, "size": a.batch, "groups": GROUPS, "command": command,
-            "minutes": facts["seconds"] / 60, "cores": os.cpu_count(),
-        }  # fmt: skip
-    )
+    card = {
+        "cue": XML_CUE, "layers": LAYERS, "hidden": HIDDEN, "heads": HEADS, "head_dim": HEAD_DIM, "kv": KV_HEADS,
+        "vocabulary": VOCABULARY, "parameters": parameters, "size": a.batch, "groups": GROUPS, "command": command,
+        "minutes": facts["seconds"] / 60, "cores": os.cpu_count(),
+    }  # fmt: skip
+    save(facts | card)
     print(json.dumps(facts))
 
 

@@ -57,7 +57,8 @@ def _call(call: Mapping[str, Any]) -> dict[str, Any]:
             arguments = {"INVALID_JSON": arguments}
         if not isinstance(arguments, dict):
             arguments = {"INVALID_JSON": json.dumps(arguments, ensure_ascii=False)}
-    return {"type": "function", "id": call.get("id", ""), "function": {"name": function["name"], "arguments": arguments}}
+    shown = {"name": function["name"], "arguments": arguments}
+    return {"type": "function", "id": call.get("id", ""), "function": shown}
 
 
 def render(

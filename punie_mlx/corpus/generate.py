@@ -38,7 +38,7 @@ RESERVED = {
 }
 SIZES = {"train": 546, "valid": 68, "test": 69}
 TOOL_SETS = 24
-CALL_FREE = 0.3  # share of rows without a call: 25% direct answers and 5% where the tool is missing
+CALL_FREE = 0.3  # share of rows without a call: four in five are direct answers, one lacks the tool
 REFUSAL = "None of the offered tools can do that."
 Spelling = Callable[[Sequence[Ask]], list[dict[str, Any]]]
 
@@ -149,7 +149,8 @@ def rows(split: str, count: int, seed: int) -> list[dict[str, Any]]:
     """`count` different rows of `split`."""
     r, sets, found, seen = Random(f"{split} {seed}"), tool_sets(seed), [], set()
     while len(found) < count:
-        made = row(r, sets[len(found) % len(sets)], split, calls=r.random() >= CALL_FREE)
+        calls = len(found) % 10 >= 10 * CALL_FREE
+        made = row(r, sets[len(found) % len(sets)], split, calls=calls)
         first = made["messages"][0]["content"]
         if first not in seen:
             seen.add(first)
@@ -158,7 +159,9 @@ def rows(split: str, count: int, seed: int) -> list[dict[str, Any]]:
     return found
 
 
-def generate(out: Path, *, seed: int = 0, sizes: dict[str, int] | None = None, overwrite: bool = False) -> dict[str, int]:
+def generate(
+    out: Path, *, seed: int = 0, sizes: dict[str, int] | None = None, overwrite: bool = False
+) -> dict[str, int]:
     """Write train/valid/test.jsonl of the example corpus to the directory `out`; return the rows of each split.
 
     Raises:
@@ -198,13 +201,13 @@ def suite(count: int, seed: int) -> list[dict[str, Any]]:
     r, known = Random(f"suite {seed}"), tool_sets(seed)
     new = tool_sets(seed + 1, avoid=map(frozenset, known))
     cases: list[dict[str, Any]] = []
-    queries: set[str] = set()
+    queries = set(RESERVED)  # those five are a suite of their own
     while len(cases) < count:
         n = len(cases)
         offered = (new if n % 2 else known)[n // 2 % TOOL_SETS]
         made = case(r, n, offered, calls=n % 10 < 7, seen=n % 2 == 0)
-        if made["query"] not in queries:
-            queries.add(made["query"])
+        if made["query"].lower() not in queries:
+            queries.add(made["query"].lower())
             cases.append(made)
     return cases
 

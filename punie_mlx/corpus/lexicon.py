@@ -1,6 +1,8 @@
 """The words of the example corpus: closed classes, so that each slot of a question has a recognisable filler."""
 
-DIRS = ("src", "app", "lib", "tests", "core", "api", "docs", "scripts", "pkg", "web", "data", "repos", "tools", "server")
+DIRS = (
+    "src", "app", "lib", "tests", "core", "api", "docs", "scripts", "pkg", "web", "data", "repos", "tools", "server",
+)  # fmt: skip
 STEMS = (
     "models", "views", "utils", "config", "main", "auth", "db", "tasks", "routes", "schema", "forms", "urls", "cli",
     "io", "types", "cache", "index", "admin", "signals", "client", "errors", "hooks", "state", "store",

@@ -30,7 +30,9 @@ class Ask:
 def folder(r: Random) -> str:
     """`src`, `src/api` or `src/amber`."""
     first = r.choice(lx.DIRS)
-    return first if r.random() < 0.3 else f"{first}/{r.choice([d for d in lx.DIRS if d != first] + list(lx.WORDS[:14]))}"
+    if r.random() < 0.3:
+        return first
+    return f"{first}/{r.choice([d for d in lx.DIRS if d != first] + list(lx.WORDS[:14]))}"
 
 
 def path(r: Random) -> str:
@@ -266,10 +268,11 @@ def explore(r: Random, offered: set[str]) -> Ask | None:
         query = f"Find all {r.choice(lx.FRAMEWORKS)} {what} classes in the {where} directory"
     elif kind == 1:
         what, where = r.choice(lx.FEATURES), "."
-        query = r.choice(["Find all files that use {} in the codebase", "Which files of the codebase use {}?"]).format(what)
+        query = r.choice(["Find all files that use {} in the codebase", "Which files of the codebase use {}?"])
     else:
         what, where = class_name(r), "."
-        query = r.choice(["Show me the {} class implementation", "Show the implementation of the {} class"]).format(what)
+        query = r.choice(["Show me the {} class implementation", "Show the implementation of the {} class"])
+    query = query.format(what)  # a no-op for the first kind
     home = r.choice(lx.DIRS) if where == "." else where
     p = f"{home}/{r.choice(lx.STEMS)}.py"
     text = f"class {what}" if kind == 2 else what

@@ -45,7 +45,9 @@ def _enum(*values: str) -> Schema:
     return {"type": "string", "enum": list(values)}
 
 
-def _tool(name: str, description: str, required: dict[str, Schema], optional: dict[str, Schema] | None = None) -> Schema:
+def _tool(
+    name: str, description: str, required: dict[str, Schema], optional: dict[str, Schema] | None = None
+) -> Schema:
     parameters = {"type": "object", "properties": {**required, **(optional or {})}, "required": list(required)}
     return {"type": "function", "function": {"name": name, "description": description, "parameters": parameters}}
 

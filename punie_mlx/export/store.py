@@ -30,6 +30,7 @@ from punie_mlx.weights import load_lazily, naming_a_full_disk
 COMPANIONS = (".json", ".jinja", ".txt", ".model", ".tiktoken", ".py")
 NOT_COMPANIONS = frozenset({"config.json", MANIFEST, "hf_quant_config.json", "adapter_config.json"})
 QUANTIZATION_KEYS = ("quantization", "quantization_config")
+SHARD_GB = 5
 SPARE = 1 << 20  # room for headers, config and manifest
 
 
@@ -114,7 +115,7 @@ def write_model(out: Path, weights: dict[str, mx.array], config: Mapping[str, An
     from mlx_lm.utils import make_shards
 
     total = sum(w.nbytes for w in weights.values())
-    shards = make_shards(weights)
+    shards = make_shards(weights, SHARD_GB)
     weights.clear()  # the shards hold the only references, so each is freed once it is on disk
     index: dict[str, str] = {}
     count = len(shards)

@@ -76,7 +76,7 @@ class Answer:
 
 def collect(deltas: Iterable[Delta]) -> dict[str, Any]:
     """The assistant's message that `deltas` add up to; its content is null only where calls stand instead."""
-    text = {"content": "", "reasoning_content": ""}
+    text = dict.fromkeys(("content", "reasoning_content"), "")
     calls: list[dict[str, Any]] = []
     for delta in deltas:
         for key in text:

@@ -25,7 +25,7 @@ class HttpLimits:
     body_seconds: float = 60.0
 
 
-def build(chat: Chat, limits: HttpLimits = HttpLimits()) -> Starlette:  # noqa: B008 - frozen
+def build(chat: Chat, limits: HttpLimits = HttpLimits()) -> Starlette:
     """The application that serves `chat`."""
     served = {
         "id": chat.name,

@@ -4,20 +4,22 @@ Prompts go in as tokens, text comes out in pieces. The engine knows nothing of m
 other module touches `mlx_lm.server`. What we hold of it that is private, or has changed between releases (each line
 is pinned by `tests/contracts/test_mlx_lm_engine.py`):
 
-| touch point                                       | why                                                             |
-|---------------------------------------------------|-----------------------------------------------------------------|
-| `ResponseGenerator(provider, prompt_cache)`       | starts the thread that loads, batches and generates             |
-| `.requests.put((queue, request, args))`           | the way in; of `queue` the engine only ever calls `put(x)`       |
-| `._tokenize` → 5 values                           | overridden: the prompt is rendered and encoded outside           |
-| what it puts: `GenerationContext`, `Response`, progress tuples, exceptions, `None` | the way out                    |
-| `GenerationContext.stop()`, `.prompt_cache_count` | cancels a request; tokens that came from the prompt cache        |
-| `Response.text`, `.finish_reason`                 | raw text: control tokens are in it, only the end token is not    |
-| `._run_generate`                                  | overridden: the thread ends MLX's streams, whose own threads may otherwise abort the process at exit |
-| `.generation_available()`, `._stop`, `.stop_and_join()` | whether the thread lives; ending it                              |
-| the attributes it reads of `model_provider` and `cli_args` | `_Provider` stands in for mlx_lm's, which loads any name |
-| `GenerationArguments`, `SamplingArguments`, `LogitsProcessorArguments`, `ModelDescription`, `CompletionRequest` | |
-| `LRUPromptCache.fetch_nearest_cache`              | overridden: an exact hit leaves no token to run, which kills the thread |
-| `mlx_lm.utils.load`, `dequantize_model`, `tuner.utils.load_adapters` | loading                                       |
+| touch point                                          | why                                                      |
+|------------------------------------------------------|----------------------------------------------------------|
+| `ResponseGenerator(provider, prompt_cache)`          | starts the thread that loads, batches and generates      |
+| `.requests.put((queue, request, args))`              | the way in; the engine only ever calls `queue.put(x)`    |
+| puts `GenerationContext`, `Response`, progress, exceptions, `None` | the way out                                |
+| `._tokenize`, which returns 5 values                 | overridden: prompts are rendered and encoded outside     |
+| `._run_generate`                                     | overridden: ends MLX's streams with the thread, or their |
+|                                                      | own threads may abort the process at its exit            |
+| `GenerationContext.stop()`, `.prompt_cache_count`    | cancels a request; tokens that the prompt cache spared   |
+| `Response.text`, `.finish_reason`                    | raw text: all control tokens are in it but the end token |
+| `.generation_available()`, `._stop`, `.stop_and_join()` | whether the thread lives; ending it                   |
+| what it reads of `model_provider` and `cli_args`     | `_Provider` stands in for mlx_lm's, which loads any name |
+| the fields of `GenerationArguments` and its parts, of `CompletionRequest` | made here                           |
+| `LRUPromptCache.fetch_nearest_cache`                 | overridden: an exact hit leaves no token to run, and     |
+|                                                      | the thread dies of that                                  |
+| `utils.load`, `utils.dequantize_model`, `tuner.utils.load_adapters` | loading                                   |
 
 The stock server also hands its own stop words, tool parser and `<think>` machine to each request; they live in its
 HTTP handler, not in the engine, so the text that arrives here is whole.
@@ -111,7 +113,8 @@ def load(model: Path, adapter: Path | None = None) -> Loaded:
     if adapter is not None:
         check_adapter(model, Path(adapter))
     try:
-        network, tokenizer, config = load_with_mlx_lm(str(model), return_config=True)
+        loaded: Any = load_with_mlx_lm(str(model), return_config=True)  # three values with return_config
+        network, tokenizer, config = loaded
     except Exception as e:
         raise ModelError(f"the model {model} cannot be loaded: {e}") from e
     if not getattr(tokenizer, "chat_template", None):
@@ -153,7 +156,8 @@ def compute_in_float32(network: nn.Module) -> None:
     network.set_dtype(mx.float32)  # scales and biases of quantized layers too
     quantized = [m for _, m in network.named_modules() if hasattr(m, "bits") and hasattr(m, "scales")]
     dense = sum(m.weight.size * 32 // m.bits * 4 for m in quantized)
-    rest = sum(p.nbytes for _, p in tree_flatten(network.parameters()))
+    parameters: Any = tree_flatten(network.parameters())
+    rest = sum(p.nbytes for _, p in parameters)
     if quantized and dense + rest <= hardware.memory_bytes() // 4:
         dequantize_model(network)
 
@@ -230,7 +234,7 @@ class _Generator(server.ResponseGenerator):
         return list(request.tokens), [list(request.tokens)], ["assistant"], "normal", None
 
 
-_MODEL = server.ModelDescription("default_model", "default_model", None)
+_MODEL = server.ModelDescription("default_model", "default_model", "")  # names that `_Provider` does not look at
 
 
 def _arguments(sampling: Sampling, max_tokens: int) -> server.GenerationArguments:
@@ -326,10 +330,11 @@ class Engine:
         self.limits = limits
         self._provider = _Provider(Path(model), adapter, limits)
         self._running: set[Generation] = set()
-        self._generator = _Generator(self._provider, _PromptCache(limits.cached_prompts))
+        provider: Any = self._provider  # not a ModelProvider, but all that is read of one (pinned)
+        self._generator = _Generator(provider, _PromptCache(limits.cached_prompts))
 
     @classmethod
-    def start(cls, model: Path, adapter: Path | None = None, limits: Limits = Limits()) -> Engine:  # noqa: B008 - frozen
+    def start(cls, model: Path, adapter: Path | None = None, limits: Limits = Limits()) -> Engine:
         """Load and start. Raises `ModelError`; the thread is gone then."""
         engine = cls(model, adapter, limits)
         try:
@@ -377,9 +382,13 @@ class Engine:
         self._generator.requests.put((generation, request, _arguments(sampling, max_tokens)))
         return generation
 
-    def stop(self) -> None:
-        """Cut off what runs, and end the thread."""
+    def cut_off(self) -> None:
+        """End all that runs and waits: each gets an error."""
         for generation in list(self._running):
             generation.cancel()
             generation.put(None)
+
+    def stop(self) -> None:
+        """Cut off what runs, and end the thread."""
+        self.cut_off()
         self._generator.stop_and_join()

@@ -36,7 +36,7 @@ class ApiError(Exception):
         return JSONResponse(self.body, self.status, self.headers)
 
 
-class BadRequest(ApiError):  # noqa: N818 - named as HTTP names it
+class BadRequest(ApiError):
     """400: the request cannot be served as it is."""
 
     def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:

@@ -15,7 +15,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -32,7 +32,7 @@ from punie_mlx.toolcalls import detect
 log = logging.getLogger(__name__)
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-DRAIN_SECONDS = 5  # for answers that are under way when the server is told to stop
+DRAIN_SECONDS = 3  # for answers that are under way when the server is told to stop; then they are cut off
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def serve(config: ServeConfig) -> None:
             url = f"http://{address(listener)}/v1"
             log.info("serving %s (%s calls) at %s", chat.name, chat.wire, url)
             ready = {"event": "ready", "url": url, "model": chat.name, "fingerprint": fingerprint, "pid": os.getpid()}
-            run(app.build(chat), listener, lambda: print(json.dumps(ready), file=stdout, flush=True))
+            run(app.build(chat), listener, lambda: print(json.dumps(ready), file=stdout, flush=True), engine.cut_off)
         finally:
             engine.stop()
 
@@ -81,7 +81,7 @@ def wire_format(engine: Engine, model: Path) -> str:
 
 
 @contextlib.contextmanager
-def claim(host: str, port: int) -> Iterator[socket.socket]:
+def claim(host: str, port: int) -> Generator[socket.socket]:
     """A listening socket, ours alone from now on: early clients wait for the model. Raises `PortError`."""
     try:
         family, kind, proto, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -107,7 +107,7 @@ def address(listener: socket.socket) -> str:
 
 
 @contextlib.contextmanager
-def stopping_on_signals() -> Iterator[None]:
+def stopping_on_signals() -> Generator[None]:
     """End with exit code 0 on SIGINT and SIGTERM, while loading too; uvicorn takes over while it serves."""
 
     def stop(*_: Any) -> NoReturn:
@@ -122,18 +122,24 @@ def stopping_on_signals() -> Iterator[None]:
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, started: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, started: Callable[[], None], cut_off: Callable[[], None]) -> None:
         super().__init__(config)
         self._on_start = started
+        self._cut_off = cut_off
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
             self._on_start()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().call_later(DRAIN_SECONDS, self._cut_off)
+        await super().shutdown(sockets)
 
-def run(application: Any, listener: socket.socket, started: Callable[[], None]) -> None:
-    """Serve `application` until a signal; `started` is called once requests are taken."""
+
+def run(application: Any, listener: socket.socket, started: Callable[[], None], cut_off: Callable[[], None]) -> None:
+    """Serve `application` until a signal. `started` is called once requests are taken, `cut_off` when it is told to
+    stop and answers still run after `DRAIN_SECONDS`: so streams end with an error, not in the middle."""
     config = uvicorn.Config(
         application,
         log_config=None,  # uvicorn's own writes its access log to stdout
@@ -141,7 +147,7 @@ def run(application: Any, listener: socket.socket, started: Callable[[], None]) 
         lifespan="off",
         server_header=False,
         timeout_keep_alive=75,
-        timeout_graceful_shutdown=DRAIN_SECONDS,
+        timeout_graceful_shutdown=DRAIN_SECONDS + 2,
     )
     # On its way out uvicorn raises the signal again, and `stopping_on_signals` turns that into exit code 0.
-    asyncio.run(_Server(config, started).serve(sockets=[listener]))
+    asyncio.run(_Server(config, started, cut_off).serve(sockets=[listener]))

@@ -169,7 +169,11 @@ def _chosen(choice: Any) -> set[str] | None:
 
 
 def _is_named(tool: Any) -> bool:
-    return isinstance(tool, dict) and isinstance(tool.get("function"), dict) and isinstance(tool["function"].get("name"), str)
+    return (
+        isinstance(tool, dict)
+        and isinstance(tool.get("function"), dict)
+        and isinstance(tool["function"].get("name"), str)
+    )
 
 
 def parse(body: bytes) -> ChatRequest:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -144,8 +146,8 @@ BAD = [
     ("broken_call", row(CUT)),
     ("broken_call", row('```json\n{"name": "f", "arguments": {"x": "y')),
     ("broken_call", row("<tool_call>\n<function=f>\n<parameter=x>\nab")),
-    ("broken_call", {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]}),
-    ("unexpected", {"messages": row("Hi")["messages"], "tools": [{"name": "f", "parameters": {"properties": 3}}]}),
+    ("broken_call", {"messages": [{"role": "assistant", "tool_calls": [{"name": "f", "arguments": "{"}]}]}),
+    ("cannot_render", {"messages": row("Hi")["messages"], "tools": [{"name": "f", "parameters": {"properties": 3}}]}),
     ("ends_on_user_turn", row("Hi", ("user", "And?"))),
     ("ends_on_tool_turn", row(fence("a", {}), ("user", "Tool result: 1"))),
     ("result_without_call", row("Hi", ("user", "Tool result: 1"), ("assistant", "Ok"))),
@@ -255,7 +257,8 @@ def test_two_conversions_are_equal(tmp_path, tiny_base):
 
 PIECES = st.sampled_from(
     ["<|im_start|>", "user\n", "assistant\n", "<|im_end|>", "```json\n", "```", '{"name": "f", "arguments": {', "}}",
-     '"', "Tool result: ", "<tool_response>", "</tool_response>", "<tool_call>", "<function=f>", "</function>", "x", "\n"]
+     '"', "Tool result: ", "<tool_response>", "</tool_response>", "<tool_call>", "<function=f>", "</function>",
+     "x", "\n"]
 )  # fmt: skip
 
 
@@ -291,3 +294,24 @@ def test_real_rows(real_data, tmp_path, tiny_base):
 def test_real_rows_with_tags(real_data, tmp_path, tiny_base):
     report = convert(ConvertConfig(real_data / "punie" / "phase22", tmp_path / "out", tiny_base))
     assert report.rows == 707 and report.calls["converted"] == 497 and report.calls["in_fences"] == 8
+
+
+def test_the_verb_and_the_scripts(root, tmp_path):
+    source = tmp_path / "in"
+    source.mkdir()
+    (source / "train.jsonl").write_text(json.dumps(row(fence("f", {"x": 1}))) + "\n{\n")
+    commands = [
+        [sys.executable, "-m", "punie_mlx", "convert", "--json"],
+        [sys.executable, root / "scripts" / "convert_to_xml_format.py"],
+        [sys.executable, root / "scripts" / "convert_training_data.py"],
+    ]
+    for i, command in enumerate(commands):
+        out = tmp_path / str(i)
+        done = subprocess.run([*command, source, out], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert json.loads((out / "report.json").read_text())["converted"] == 1
+        assert "quarantine" in done.stdout
+        again = subprocess.run([*command, source, out], capture_output=True, text=True)
+        assert again.returncode == 2 and "--overwrite" in again.stderr
+        missing = subprocess.run([*command, tmp_path / "no", tmp_path / "new"], capture_output=True, text=True)
+        assert missing.returncode == 2 and "does not exist" in missing.stderr and not (tmp_path / "new").exists()

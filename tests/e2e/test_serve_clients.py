@@ -1,5 +1,6 @@
 """The clients that agents use, over a real socket: the `openai` package and PydanticAI."""
 
+import asyncio
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,9 @@ TOOL: Any = {
         "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
     },
 }
+
+NUMBERS = {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}}
+ADD: Any = {"type": "function", "function": {"name": "add", "parameters": NUMBERS}}
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +52,7 @@ def test_openai_call(client: openai.OpenAI) -> None:
 
 
 def test_openai_stream_helper_adds_a_call_up(client: openai.OpenAI) -> None:
-    with client.chat.completions.stream(**ask("#two-calls"), tools=[TOOL]) as stream:
+    with client.chat.completions.stream(**ask("#two-calls"), tools=[TOOL, ADD]) as stream:
         for _ in stream:
             pass
         message = stream.get_final_completion().choices[0].message
@@ -100,12 +104,10 @@ def test_pydantic_ai_takes_a_broken_call_for_text(scripted_server: Any, streamed
 
 
 def run(agent: Agent[None, str], prompt: str, streamed: bool) -> tuple[str, list[ModelMessage]]:
-    """The final output and all messages. `run_stream_events` follows calls after text, `run_stream` ends at text."""
+    """The final output and all messages. Streamed by `iter`: `run_stream` would end at the text before a call."""
     if not streamed:
         result = agent.run_sync(prompt)
         return result.output, result.all_messages()
-
-    import asyncio
 
     async def stream() -> tuple[str, list[ModelMessage]]:
         async with agent.iter(prompt) as steps:
@@ -121,9 +123,7 @@ def run(agent: Agent[None, str], prompt: str, streamed: bool) -> tuple[str, list
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-def test_pydantic_ai_with_the_shipped_model(
-    serving: Callable[..., Any], tiny_base: Path, streamed: bool
-) -> None:
+def test_pydantic_ai_with_the_shipped_model(serving: Callable[..., Any], tiny_base: Path, streamed: bool) -> None:
     """Whatever the weights know: every character is there, and what is called is called with an object."""
     if not (tiny_base / "model.safetensors").is_file():
         pytest.skip("data/tiny-base is not built")

@@ -49,7 +49,7 @@ def test_layers_of_another_width_are_named(tmp_path, make_model):
 
 
 def test_nothing_to_quantize_is_an_error(tmp_path, base):
-    with pytest.raises(ConfigError, match="no layer of .* divisible by 128"):
+    with pytest.raises(ConfigError, match=r"no layer of .* divisible by 128"):
         quantize_narrow(base, tmp_path)
 
 

@@ -28,7 +28,10 @@ def encode(engine: Engine, text: str) -> list[int]:
     return engine.loaded.tokenizer.encode(text, add_special_tokens=False)
 
 
-async def say(engine: Engine, text: str, sampling: Sampling = Sampling(), limit: int = 50) -> tuple[str, str, int]:
+GREEDY = Sampling()
+
+
+async def say(engine: Engine, text: str, sampling: Sampling = GREEDY, limit: int = 50) -> tuple[str, str, int]:
     with engine.generate(encode(engine, text), sampling, limit) as generation:
         pieces = [piece async for piece in generation]
     return "".join(p.text for p in pieces), pieces[-1].finish or "", generation.cached_tokens
