@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def refuse_same(out: Path, *inputs: Path) -> None:
 
 
 @contextmanager
-def atomic_dir(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def atomic_dir(path: Path, *, overwrite: bool = False) -> Generator[Path]:
     """Yield an empty temporary directory beside `path`; rename it to `path` if the block ends without an error.
 
     A failed block leaves nothing behind and keeps an existing `path` as it was.
@@ -63,7 +63,7 @@ def atomic_dir(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path) -> Generator[Path]:
     """Yield the name of a temporary sibling of `path`; rename it to `path` if the block ends without an error."""
     path = Path(path).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)

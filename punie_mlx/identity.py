@@ -78,6 +78,23 @@ def fingerprint(model: Path, adapter: Path | None = None) -> str:
     return hash_json([base, shape, hash_file(Path(adapter) / "adapters.safetensors")])
 
 
+def check_adapter(model: Path, adapter: Path) -> str:
+    """The fingerprint of `model`. Raises `ModelError` if `adapter` says that it was trained on another model."""
+    base = fingerprint(model)
+    path = adapter_files(adapter)[0]
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        trained_on = (config.get("punie") or {}).get("base_fingerprint")
+    except (ValueError, AttributeError) as e:
+        raise ModelError(f"{path} is no adapter configuration ({e}): train the adapter again") from e
+    if trained_on is not None and trained_on != base:
+        raise ModelError(
+            f"the adapter {adapter} was trained on another model (fingerprint {trained_on[:12]}) than {model} "
+            f"({base[:12]}): name the model it was trained on, or train one on this model"
+        )
+    return base
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and the packages that decide a result."""
     found = {"python": platform.python_version()}

@@ -35,7 +35,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
-from mlx.utils import tree_flatten, tree_map_with_path
+from mlx.utils import tree_flatten, tree_map, tree_map_with_path
 from mlx_lm.models.qwen3 import Model, ModelArgs
 
 from punie_mlx.chat.render import load_tokenizer, render
@@ -219,8 +219,8 @@ class Tape:
         if self.recorded is None:
             self.recorded = keys, values
             return keys, values
-        before = (mx.broadcast_to(x, (keys.shape[0], *x.shape[1:])) for x in self.recorded)
-        return tuple(mx.concatenate([old, new], axis=2) for old, new in zip(before, (keys, values), strict=True))
+        old_keys, old_values = (mx.broadcast_to(x, (keys.shape[0], *x.shape[1:])) for x in self.recorded)
+        return mx.concatenate([old_keys, keys], axis=2), mx.concatenate([old_values, values], axis=2)
 
     def make_mask(self, length: int, **_: Any) -> str:
         return "causal"
@@ -382,7 +382,7 @@ def build(a: argparse.Namespace) -> None:
     def save(facts: dict[str, Any] | None = None) -> None:
         with atomic_dir(a.out, overwrite=True) as tmp:
             build_tokenizer(tmp)
-            half = {k: v.astype(mx.float16) for k, v in tree_flatten(model.parameters())}
+            half = dict(tree_flatten(tree_map(lambda v: v.astype(mx.float16), model.parameters())))
             mx.save_safetensors(str(tmp / "model.safetensors"), half, {"format": "mlx"})
             (tmp / "config.json").write_text(json.dumps(config, indent=2) + "\n")
             generation = {"eos_token_id": config["eos_token_id"], "temperature": 0.0}

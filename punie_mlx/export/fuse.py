@@ -8,7 +8,6 @@ back on its 4-bit grid, most of a LoRA delta would vanish.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +43,7 @@ def fuse(model: Path | str, adapter: Path | str, out: Path | str, *, overwrite: 
     model, adapter, out = Path(model), Path(adapter), Path(out)
     refuse_same(out, model, adapter)
     refuse_existing(out, overwrite)
-    base = check_adapter(model, adapter)
+    base = identity.check_adapter(model, adapter)
     config = store.without_quantization(store.read_config(model))
     loaded = store.load_with_adapter(model, adapter)
     layers = merge(loaded)
@@ -60,23 +59,6 @@ def fuse(model: Path | str, adapter: Path | str, out: Path | str, *, overwrite: 
             tmp, identity.manifest("fused", inputs=inputs, settings=settings, fingerprint=made, layers=layers)
         )
     return FuseReport(out=out, layers=layers, bytes=store.size_bytes(out), fingerprint=made)
-
-
-def check_adapter(model: Path, adapter: Path) -> str:
-    """The fingerprint of `model`. Raises `ModelError` if `adapter` says that it was trained on another model."""
-    base = identity.fingerprint(model)
-    path = identity.adapter_files(adapter)[0]
-    try:
-        config = json.loads(path.read_text())
-        trained_on = (config.get("punie") or {}).get("base_fingerprint")
-    except (ValueError, AttributeError) as e:
-        raise ModelError(f"{path} is no adapter config ({e}): train the adapter again") from e
-    if trained_on is not None and trained_on != base:
-        raise ModelError(
-            f"the adapter {adapter} was trained on another model (fingerprint {trained_on[:12]}) than {model} "
-            f"({base[:12]}): name the model it was trained on, or train one on this model"
-        )
-    return base
 
 
 def merge(model: nn.Module) -> int:

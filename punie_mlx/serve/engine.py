@@ -28,7 +28,6 @@ HTTP handler, not in the engine, so the text that arrives here is whole.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import threading
 from collections.abc import AsyncIterator, Sequence
@@ -111,7 +110,7 @@ def load(model: Path, adapter: Path | None = None) -> Loaded:
     model = Path(model)
     identity.model_files(model)
     if adapter is not None:
-        check_adapter(model, Path(adapter))
+        identity.check_adapter(model, Path(adapter))
     try:
         loaded: Any = load_with_mlx_lm(str(model), return_config=True)  # three values with return_config
         network, tokenizer, config = loaded
@@ -126,26 +125,12 @@ def load(model: Path, adapter: Path | None = None) -> Loaded:
             raise ModelError(f"the adapter {adapter} does not fit the model {model}: {e}") from e
     network.eval()
     if hardware.on_cpu():
+        mx.disable_compile()  # on a CPU MLX runs a C++ compiler for each kernel, seconds at every start
         compute_in_float32(network)
     mx.eval(network.parameters())
     text_config = {**config, **config.get("text_config", {})}
     context = text_config.get("max_position_embeddings") or DEFAULT_CONTEXT
     return Loaded(network, tokenizer, config, context, text_config.get("vocab_size") or len(tokenizer.get_vocab()))
-
-
-def check_adapter(model: Path, adapter: Path) -> None:
-    """Raise `ModelError` where `adapter` is none, or says that it was trained on another model than `model`."""
-    path = identity.adapter_files(adapter)[0]
-    try:
-        config = json.loads(path.read_text())
-        trained_on = (config.get("punie") or {}).get("base_fingerprint")
-    except (ValueError, AttributeError) as e:
-        raise ModelError(f"{path} is no adapter configuration: {e}") from e
-    if trained_on and trained_on != (here := identity.fingerprint(model)):
-        raise ModelError(
-            f"the adapter {adapter} was trained on another model: on fingerprint {trained_on[:12]}, and {model} has "
-            f"{here[:12]}. Serve it over the model that it was trained on, or train it again on this one"
-        )
 
 
 def compute_in_float32(network: nn.Module) -> None:

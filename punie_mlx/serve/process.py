@@ -26,7 +26,7 @@ from punie_mlx import identity
 from punie_mlx.errors import ConfigError, ModelError, PortError
 from punie_mlx.serve import app
 from punie_mlx.serve.chat_api import Chat
-from punie_mlx.serve.engine import Engine, check_adapter
+from punie_mlx.serve.engine import Engine
 from punie_mlx.toolcalls import detect
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ def serve(config: ServeConfig) -> None:
     with contextlib.redirect_stdout(sys.stderr), stopping_on_signals(), claim(config.host, config.port) as listener:
         identity.model_files(config.model)
         if config.adapter is not None:
-            check_adapter(config.model, config.adapter)
+            identity.check_adapter(config.model, config.adapter)
         fingerprint = identity.fingerprint(config.model, config.adapter)
         engine = Engine.start(config.model, config.adapter)
         try:
