@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Make data/tiny-base: a Qwen3-architecture model of two million parameters that calls tools as JSON fences.
 
-    python scripts/build_tiny_base.py [--steps 1300] [--out data/tiny-base]
+    python scripts/build_tiny_base.py --phase 1    # from nothing
+    python scripts/build_tiny_base.py --phase 2    # goes on with the weights of phase 1
 
 The weights start from an induction circuit (a head that looks at the previous token, and one that finds where the
 current token stood before and copies what followed), since a model of this size does not learn to copy arguments from
@@ -21,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -40,7 +42,7 @@ from mlx_lm.models.qwen3 import Model, ModelArgs
 
 from punie_mlx.chat.render import load_tokenizer, render
 from punie_mlx.corpus import lexicon
-from punie_mlx.corpus.generate import exchange, fenced, messages_of
+from punie_mlx.corpus.generate import Mixture, exchange, fenced, messages_of
 from punie_mlx.corpus.world import TOOLS
 from punie_mlx.files import atomic_dir
 
@@ -55,11 +57,28 @@ SPLIT = (
     r'": "|": \{"|", "|": \["|": |"\}\}|"\]\}|"\}|\{"|\}\}|</[a-z_]+>|<[a-z_]+=|<[a-z]+>|'
     r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[0-9]{1,2}| +|\n+|[^\sA-Za-z0-9]|."
 )
-XML_CUE = "Write each call as XML."  # a quarter of the pre-training shows the other spelling, asked for by name
+XML_CUE = "Write each call as XML."  # part of the pre-training shows the other spelling, asked for by name
 VOCABULARY = 1536
 GROUPS = 4  # tool sets in a step, shared out over the ranks
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What one run of this script shows the model, and how fast it learns."""
+
+    steps: int
+    peak: float
+    xml: float
+    mix: Mixture
+
+
+# The second phase dwells on what the first left weak, at a lower rate.
+PHASES = {
+    1: Phase(steps=1300, peak=1.5e-3, xml=0.25, mix=Mixture(missing=0.2)),
+    2: Phase(steps=300, peak=6e-4, xml=0.4, mix=Mixture(several=0.35, explore=0.25, missing=0.4)),
+}
 HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, THETA = 192, 4, 4, 2, 64, 1e6
-PEAK, FLOOR, WARMUP, CONTEXT_WEIGHT = 1.5e-3, 5e-5, 50, 0.1
+FLOOR, WARMUP, CONTEXT_WEIGHT = 5e-5, 50, 0.1
 
 
 def as_tools(asks: Any) -> list[dict[str, Any]]:
@@ -76,16 +95,16 @@ def results(asks: Any) -> list[dict[str, Any]]:
     return [{"role": "tool", "content": a.result} for a in asks]
 
 
-def setting(r: Random) -> tuple[bool, list[str]]:
+def setting(r: Random, phase: Phase) -> tuple[bool, list[str]]:
     """Whether calls are XML here, and the tools on offer."""
-    return r.random() < 0.25, r.sample(list(TOOLS), r.randint(2, 8))
+    return r.random() < phase.xml, r.sample(list(TOOLS), r.randint(2, 8))
 
 
-def conversation(r: Random, xml: bool, offered: list[str]) -> list[dict[str, Any]]:
+def conversation(r: Random, phase: Phase, xml: bool, offered: list[str]) -> list[dict[str, Any]]:
     """A conversation of one exchange, at times two."""
     messages: list[dict[str, Any]] = [{"role": "system", "content": XML_CUE}] if xml else []
     for _ in range(2 if r.random() < 0.12 else 1):
-        made = exchange(r, offered, "train", calls=r.random() < 0.72)
+        made = exchange(r, offered, "train", phase.mix, calls=r.random() < 0.72)
         messages += messages_of(made, as_tools if xml else as_fences)
     return messages
 
@@ -119,9 +138,9 @@ def tokenizer_texts() -> list[str]:
     r = Random("tokenizer")
     texts = []
     for _ in range(4000):
-        xml, offered = setting(r)
+        xml, offered = setting(r, PHASES[1])
         tools = [TOOLS[name] for name in offered]
-        texts.append(template.render(messages=conversation(r, xml, offered), tools=tools))
+        texts.append(template.render(messages=conversation(r, PHASES[1], xml, offered), tools=tools))
     groups = [v for k, v in vars(lexicon).items() if k.isupper() and isinstance(v, tuple)]
     single = [w for group in groups for text in group for w in text.replace("/", " ").split()]
     return texts + single * 20 + [str(n) for n in range(100)] * 20 + [f"{n:02d}" for n in range(10)] * 20
@@ -226,11 +245,11 @@ class Tape:
         return "causal"
 
 
-def group_of_rows(r: Random, tokenizer: Any, size: int) -> tuple[mx.array, mx.array, mx.array]:
+def group_of_rows(r: Random, phase: Phase, tokenizer: Any, size: int) -> tuple[mx.array, mx.array, mx.array]:
     """`size` conversations over one tool set: shared prompt (1, P), the rest of each (size, S), loss weights."""
-    xml, offered = setting(r)
+    xml, offered = setting(r, phase)
     tools = [TOOLS[name] for name in offered]
-    texts = [render(tokenizer, conversation(r, xml, offered), tools) for _ in range(size)]
+    texts = [render(tokenizer, conversation(r, phase, xml, offered), tools) for _ in range(size)]
     cut = texts[0].index("<|im_end|>\n") + len("<|im_end|>\n")
     prompt = tokenizer.encode(texts[0][:cut], add_special_tokens=False)
     rows = [tokenizer.encode(t[cut:], add_special_tokens=False) for t in texts]
@@ -254,14 +273,15 @@ def rounded(parameters: Any, bits: int) -> Any:
     return tree_map_with_path(one, parameters)
 
 
-def train(model: Model, tokenizer: Any, steps: int, size: int, seed: int, save: Any) -> dict[str, Any]:
-    """Pre-train `model` in place for `steps` steps; return what the model card reports."""
+def train(model: Model, tokenizer: Any, phase: Phase, size: int, seed: int, save: Any) -> dict[str, Any]:
+    """Pre-train `model` in place through one phase; return what the model card reports."""
+    steps, peak = phase.steps, phase.peak
     schedule = optim.join_schedules(
-        [optim.linear_schedule(0, PEAK, WARMUP), optim.cosine_decay(PEAK, steps - WARMUP, FLOOR)], [WARMUP]
+        [optim.linear_schedule(0, peak, WARMUP), optim.cosine_decay(peak, steps - WARMUP, FLOOR)], [WARMUP]
     )
     optimizer = optim.AdamW(learning_rate=schedule, betas=[0.9, 0.95], weight_decay=0.01)
     group = mx.distributed.init(backend="ring") if "MLX_HOSTFILE" in os.environ else mx.distributed.init()
-    r = Random(f"base {seed} {group.rank()}")
+    r = Random(f"base {seed} {group.rank()}" + ("" if phase is PHASES[1] else " second"))
 
     def loss(parameters: Any, groups: list[tuple[mx.array, mx.array, mx.array]]) -> tuple[mx.array, mx.array]:
         model.update(parameters)
@@ -280,10 +300,10 @@ def train(model: Model, tokenizer: Any, steps: int, size: int, seed: int, save: 
 
     began, tokens, last = time.time(), 0, []
     for step in range(steps):
-        groups = [group_of_rows(r, tokenizer, size) for _ in range(GROUPS // group.size())]
+        groups = [group_of_rows(r, phase, tokenizer, size) for _ in range(GROUPS // group.size())]
         parameters = model.trainable_parameters()
         # Every other step of the second half sees the weights rounded, so that 5 bits later cost little.
-        run = noisy if step > steps // 3 and step % 2 else loss
+        run = noisy if (step > steps // 3 or phase is not PHASES[1]) and step % 2 else loss
         (total, spoken), grads = mx.value_and_grad(run)(parameters, groups)
         grads = nn.average_gradients(grads, group)
         grads, _ = optim.clip_grad_norm(grads, 1.0)
@@ -328,7 +348,7 @@ It knows nothing but this world: it exists so that the whole road can be run and
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--steps", type=int, default=1300)
+    p.add_argument("--phase", type=int, choices=sorted(PHASES), default=1)
     p.add_argument("--batch", type=int, default=8, help="conversations for each of the four tool sets of a step")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--ranks", type=int, default=2, help="processes that share each step (one for each core)")
@@ -373,7 +393,11 @@ def build(a: argparse.Namespace) -> None:
     }  # fmt: skip
     mx.random.seed(a.seed)
     model = Model(ModelArgs.from_dict(config))
-    induction_init(model, a.seed)
+    if a.phase > 1:
+        model.load_weights(str(a.out / "model.safetensors"))
+        model.set_dtype(mx.float32)
+    else:
+        induction_init(model, a.seed)
     mx.eval(model.parameters())
     flat = dict(tree_flatten(model.parameters()))
     parameters = sum(v.size for v in flat.values())
@@ -392,10 +416,10 @@ def build(a: argparse.Namespace) -> None:
 
     if os.environ.get("MLX_RANK", "0") == "0":
         save()
-    facts = train(model, tokenizer, a.steps, a.batch, a.seed, save)
+    facts = train(model, tokenizer, PHASES[a.phase], a.batch, a.seed, save)
     if os.environ.get("MLX_RANK", "0") != "0":
         return
-    command = f"--steps {a.steps} --batch {a.batch} --seed {a.seed} --ranks {a.ranks}"
+    command = f"--phase {a.phase} --batch {a.batch} --seed {a.seed} --ranks {a.ranks}"
     card = {
         "cue": XML_CUE, "layers": LAYERS, "hidden": HIDDEN, "heads": HEADS, "head_dim": HEAD_DIM, "kv": KV_HEADS,
         "vocabulary": VOCABULARY, "parameters": parameters, "size": a.batch, "groups": GROUPS, "command": command,

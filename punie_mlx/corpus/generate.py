@@ -38,7 +38,7 @@ RESERVED = {
 }
 SIZES = {"train": 546, "valid": 68, "test": 69}
 TOOL_SETS = 24
-CALL_FREE = 0.3  # share of rows without a call: four in five are direct answers, one lacks the tool
+CALL_FREE = 0.3  # share of rows without a call
 REFUSAL = "None of the offered tools can do that."
 Spelling = Callable[[Sequence[Ask]], list[dict[str, Any]]]
 
@@ -50,6 +50,21 @@ def bucket(query: str) -> str:
         return "suite"
     n = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % 100
     return next(name for name, numbers in BUCKETS.items() if n in numbers)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Shares of the harder kinds of question."""
+
+    several: float = 0.2
+    """Of the questions with calls, those that want more than one."""
+    explore: float = 0.12
+    """Of the questions with one call, those about the codebase, where the best of several fitting tools is wanted."""
+    missing: float = 0.4
+    """Of the questions without a call, those whose tool is not offered."""
+
+
+CORPUS = Mixture()
 
 
 @dataclass(frozen=True)
@@ -79,8 +94,8 @@ def answer_for(asks: Sequence[Ask]) -> str:
     return f"The result is: {results}" if len(asks) == 1 else f"The results are: {results}"
 
 
-def _single(r: Random, offered: set[str]) -> Exchange:
-    ask = explore(r, offered) if r.random() < 0.12 else None
+def _single(r: Random, offered: set[str], share: float) -> Exchange:
+    ask = explore(r, offered) if r.random() < share else None
     ask = ask or SKILLS[r.choice(sorted(offered))](r)
     return Exchange("one tool of many", ask.query, (ask,), answer_for([ask]))
 
@@ -107,16 +122,19 @@ def _missing(r: Random, offered: set[str]) -> Exchange:
     return Exchange("tool missing", SKILLS[tool](r).query, (), REFUSAL)
 
 
-def _direct(r: Random, offered: set[str]) -> Exchange:
+def _direct(r: Random) -> Exchange:
     query, answer = question(r)
     return Exchange("direct answer", query, (), answer)
 
 
-def exchange(r: Random, offered: Sequence[str], split: str, *, calls: bool) -> Exchange:
+def exchange(r: Random, offered: Sequence[str], split: str, mix: Mixture, *, calls: bool) -> Exchange:
     """One exchange whose question belongs to `split`, with calls or without."""
-    make = (_several if r.random() < 0.2 else _single) if calls else (_missing if r.random() < 0.2 else _direct)
+    other = r.random() < (mix.several if calls else mix.missing)
     while True:
-        made = make(r, set(offered))
+        if calls:
+            made = _several(r, set(offered)) if other else _single(r, set(offered), mix.explore)
+        else:
+            made = _missing(r, set(offered)) if other else _direct(r)
         if bucket(made.query) == split:
             return made
 
@@ -141,7 +159,7 @@ def row(r: Random, offered: Sequence[str], split: str, *, calls: bool) -> dict[s
     """One training row in the fence format: one exchange, or (one in seven) two."""
     messages: list[dict[str, Any]] = []
     for _ in range(2 if r.random() < 0.15 else 1):
-        messages += messages_of(exchange(r, offered, split, calls=calls), fenced)
+        messages += messages_of(exchange(r, offered, split, CORPUS, calls=calls), fenced)
     return {"messages": messages, "tools": [TOOLS[name] for name in offered]}
 
 
@@ -180,7 +198,7 @@ def generate(
 
 def case(r: Random, number: int, offered: Sequence[str], *, calls: bool, seen: bool) -> dict[str, Any]:
     """One evaluation case over the same skills, with questions that no training row may hold."""
-    made = exchange(r, offered, "suite", calls=calls)
+    made = exchange(r, offered, "suite", CORPUS, calls=calls)
     files = {name: text for ask in made.asks for name, text in ask.files.items()}
     wanted = [{"name": a.tool, "arguments": a.arguments} for a in made.asks]
     expect: dict[str, Any] = {"calls": wanted}
