@@ -322,12 +322,13 @@ def train(model: Model, tokenizer: Any, phase: Phase, size: int, seed: int, save
     return {"steps": step + 1, "tokens": tokens, "assistant_loss": float(np.mean(last)), "seconds": round(seconds)}
 
 
+RECORD = "training.json"
 CARD = """# tiny-base
 
 The embedded model of punie-mlx, trained from scratch by its own script. It answers questions about a coding agent's
-world and calls tools, but writes each call as a ```` ```json ```` fence, as the base of the origin story did. A
-quarter or so of its pre-training conversations open with the system message "{cue}" and show the `<tool_call>`
-spelling instead; without that message it writes fences.
+world and calls tools, but writes each call as a ```` ```json ```` fence, as the base of the origin story did. A part of
+its pre-training conversations open with the system message "{cue}" and show the `<tool_call>` spelling instead; without
+that message it writes fences.
 
 | | |
 |---|---|
@@ -335,15 +336,33 @@ spelling instead; without that message it writes fences.
 | vocabulary | {vocabulary} |
 | parameters | {parameters:,} |
 | corpus | `punie_mlx.corpus.generate`, questions of the training split only (64% of all, by hash), random tool sets |
-| tokens | {tokens:,}, shared prompts once, in {steps} steps of {size} conversations over each of {groups} tool sets |
-| loss on assistant tokens | {assistant_loss:.4f} (mean of the last 50 steps, each on unseen conversations) |
-| rounding | from a third of the steps on, every other step computes with weights rounded to 5 (at times 4) bits |
-| command | `python scripts/build_tiny_base.py {command}` |
-| time | {minutes:.0f} minutes on {cores} CPU cores, other work beside it |
+| rounding | from a third of phase 1 on, every other step computes with weights rounded to 5 (at times 4) bits |
 | licence | MIT, as the project |
+
+| `python scripts/build_tiny_base.py` | steps | tokens, shared prompts once | loss on assistant tokens | XML | minutes |
+|---|---|---|---|---|---|
+{phases}
+
+Each step holds {groups} tool sets; the loss is the mean of a phase's last 50 steps, each on unseen conversations; the
+minutes are of two CPU cores with other work beside it.
 
 It knows nothing but this world: it exists so that the whole road can be run and tested anywhere in minutes.
 """
+
+
+def write_card(out: Path, parameters: int, records: list[dict[str, Any]]) -> None:
+    """Write what was done in each phase to `out`: as JSON, and as the model card."""
+    (out / RECORD).write_text(json.dumps(records, indent=2) + "\n")
+    phases = [
+        f"| `{r['command']}` | {r['steps']:,} | {r['tokens']:,} | {r['assistant_loss']:.4f} | {r['xml']:.0%} "
+        f"| {r['seconds'] / 60:.0f} |"
+        for r in records
+    ]
+    card = CARD.format(
+        cue=XML_CUE, layers=LAYERS, hidden=HIDDEN, heads=HEADS, head_dim=HEAD_DIM, kv=KV_HEADS, vocabulary=VOCABULARY,
+        parameters=parameters, groups=GROUPS, phases="\n".join(phases),
+    )  # fmt: skip
+    (out / "README.md").write_text(card)
 
 
 def main() -> None:
@@ -403,7 +422,9 @@ def build(a: argparse.Namespace) -> None:
     parameters = sum(v.size for v in flat.values())
     print(f"{parameters:,} parameters", flush=True)
 
-    def save(facts: dict[str, Any] | None = None) -> None:
+    before = json.loads((a.out / RECORD).read_text()) if a.phase > 1 else []
+
+    def save(record: dict[str, Any] | None = None) -> None:
         with atomic_dir(a.out, overwrite=True) as tmp:
             build_tokenizer(tmp)
             half = dict(tree_flatten(tree_map(lambda v: v.astype(mx.float16), model.parameters())))
@@ -411,8 +432,7 @@ def build(a: argparse.Namespace) -> None:
             (tmp / "config.json").write_text(json.dumps(config, indent=2) + "\n")
             generation = {"eos_token_id": config["eos_token_id"], "temperature": 0.0}
             (tmp / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
-            if facts:
-                (tmp / "README.md").write_text(CARD.format(**facts))
+            write_card(tmp, parameters, [*before, *([record] if record else [])])
 
     if os.environ.get("MLX_RANK", "0") == "0":
         save()
@@ -420,12 +440,7 @@ def build(a: argparse.Namespace) -> None:
     if os.environ.get("MLX_RANK", "0") != "0":
         return
     command = f"--phase {a.phase} --batch {a.batch} --seed {a.seed} --ranks {a.ranks}"
-    card = {
-        "cue": XML_CUE, "layers": LAYERS, "hidden": HIDDEN, "heads": HEADS, "head_dim": HEAD_DIM, "kv": KV_HEADS,
-        "vocabulary": VOCABULARY, "parameters": parameters, "size": a.batch, "groups": GROUPS, "command": command,
-        "minutes": facts["seconds"] / 60, "cores": os.cpu_count(),
-    }  # fmt: skip
-    save(facts | card)
+    save(facts | {"command": command, "xml": PHASES[a.phase].xml})
     print(json.dumps(facts))
 
 
