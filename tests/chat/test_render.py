@@ -79,4 +79,4 @@ def test_bad_input_is_ours_to_report(tokenizer, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="cannot be loaded"):
         load_tokenizer(tmp_path)
     with pytest.raises(DataError, match="cannot render"):
-        render(tokenizer, [CALL | {"tool_calls": [{"function": {"name": "f", "arguments": {"x": object()}}}]}])
+        render(tokenizer, [ASK], [{"type": "function", "function": {"name": "f", "parameters": {"properties": 3}}}])

@@ -41,7 +41,7 @@ def test_sizes_and_mixture(root: Path) -> None:
     assert len(sets) == g.TOOL_SETS
     assert {len(s) for s in sets} == set(range(2, 9))
     answers = [row.messages[-1]["content"] for row in everything]
-    assert 10 <= answers.count(g.REFUSAL) <= 80
+    assert 60 <= answers.count(g.REFUSAL) <= 110
     assert any(m["content"].count("```json") > 1 for row in everything for m in row.messages)
 
 
