@@ -34,6 +34,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
+from mlx.utils import tree_flatten
 
 from punie_mlx import hardware, identity, weights
 from punie_mlx.chat.render import load_tokenizer
@@ -45,6 +46,7 @@ from punie_mlx.train.metrics import Metrics
 from punie_mlx.train.samples import Sample, Samples, make_samples
 
 PAD_TO = 32  # lengths are rounded up to this, so that few shapes are compiled
+SMALL_FILES = 1 << 14  # configuration, losses and manifest beside the adapter's weights
 CACHE_BYTES = 1 << 30  # freed buffers that MLX may keep between steps; mlx_lm's default gives all back at each step
 
 
@@ -76,7 +78,7 @@ def train(config: TrainConfig, *, base: Path | None = None, overwrite: bool = Fa
         ModelError: no model, or one without a chat template.
         DataError: no rows, a bad row (file:line), or no row that can be trained on.
         OutputError: `config.out` exists and `overwrite` is false.
-        DiskError: the disk ran full.
+        DiskError: there is too little room for the adapter, or the disk ran full.
     """
     for name in ("model", "data", "out"):
         if not getattr(config, name):
@@ -94,6 +96,8 @@ def train(config: TrainConfig, *, base: Path | None = None, overwrite: bool = Fa
     valid = make_samples(valid_rows, tokenizer, config.max_seq_length)
     mx.random.seed(config.seed)
     model = add_lora(load_for_training(base), config)
+    trainable: Any = tree_flatten(model.trainable_parameters())
+    hardware.require_disk(out, sum(p.nbytes for _, p in trainable) + SMALL_FILES, "the adapter")
     with atomic_dir(out, overwrite=overwrite) as tmp:
         started = time.perf_counter()
         with (tmp / "metrics.jsonl").open("w", encoding="utf-8") as f:
