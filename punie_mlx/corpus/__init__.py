@@ -1,1 +1,1 @@
-""""""
+"""Training rows: read, convert, generate, audit, split."""

@@ -1,1 +1,1 @@
-""""""
+"""Suites, the PydanticAI agent under test, the runner, statistics, reports."""

@@ -1,1 +1,1 @@
-""""""
+"""The OpenAI-compatible server over mlx_lm's engine."""

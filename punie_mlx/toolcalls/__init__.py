@@ -1,1 +1,1 @@
-""""""
+"""The wire: text that a model writes, read as tool calls. Pure Python, a library of its own."""

@@ -1,1 +1,1 @@
-""""""
+"""Rows → LoRA adapter."""
