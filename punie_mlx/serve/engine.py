@@ -19,7 +19,7 @@ is pinned by `tests/contracts/test_mlx_lm_engine.py`):
 | the fields of `GenerationArguments` and its parts, of `CompletionRequest` | made here                           |
 | `LRUPromptCache.fetch_nearest_cache`                 | overridden: an exact hit leaves no token to run, and     |
 |                                                      | the thread dies of that                                  |
-| `utils.load`, `utils.dequantize_model`, `tuner.utils.load_adapters` | loading                                   |
+| `utils.load`, `tuner.utils.load_adapters`            | loading                                                  |
 
 The stock server also hands its own stop words, tool parser and `<think>` machine to each request; they live in its
 HTTP handler, not in the engine, so the text that arrives here is whole.
@@ -37,14 +37,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
-from mlx.utils import tree_flatten
 from mlx_lm import server
 from mlx_lm.tuner.utils import load_adapters
-from mlx_lm.utils import dequantize_model
 from mlx_lm.utils import load as load_with_mlx_lm
 
-from punie_mlx import hardware, identity
+from punie_mlx import hardware, identity, weights
 from punie_mlx.errors import ModelError, ServerError
 
 log = logging.getLogger(__name__)
@@ -126,25 +123,11 @@ def load(model: Path, adapter: Path | None = None) -> Loaded:
     network.eval()
     if hardware.on_cpu():
         mx.disable_compile()  # on a CPU MLX runs a C++ compiler for each kernel, seconds at every start
-        compute_in_float32(network)
+        weights.compute_in_float32(network)
     mx.eval(network.parameters())
     text_config = {**config, **config.get("text_config", {})}
     context = text_config.get("max_position_embeddings") or DEFAULT_CONTEXT
     return Loaded(network, tokenizer, config, context, text_config.get("vocab_size") or len(tokenizer.get_vocab()))
-
-
-def compute_in_float32(network: nn.Module) -> None:
-    """The same weights, computed in float32: half precision is 20 to 3,000 times slower on the CPU backend.
-
-    Quantized layers become dense where that fits in a quarter of the memory, and keep their bits elsewhere.
-    """
-    network.set_dtype(mx.float32)  # scales and biases of quantized layers too
-    quantized = [m for _, m in network.named_modules() if hasattr(m, "bits") and hasattr(m, "scales")]
-    dense = sum(m.weight.size * 32 // m.bits * 4 for m in quantized)
-    parameters: Any = tree_flatten(network.parameters())
-    rest = sum(p.nbytes for _, p in parameters)
-    if quantized and dense + rest <= hardware.memory_bytes() // 4:
-        dequantize_model(network)
 
 
 # ---- mlx_lm's side, on its thread ----

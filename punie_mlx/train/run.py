@@ -132,12 +132,10 @@ def _checked(samples: Samples, path: Path, config: TrainConfig) -> Samples:
 
 
 def load_for_training(base: Path) -> nn.Module:
-    """The base model, frozen. On a CPU device in float32: half precision and n bits are 50 to 1000 times slower."""
+    """The base model, frozen; on a CPU device in float32."""
     model = weights.load_lazily(base)
     if hardware.on_cpu():
-        if weights.parameter_count(model) * 4 <= hardware.memory_bytes() // 4:
-            weights.densify(model)  # a base too large for that keeps its bits, with scales in float32
-        model.set_dtype(mx.float32)
+        weights.compute_in_float32(model)
     model.freeze()
     mx.eval(model.parameters())
     return model

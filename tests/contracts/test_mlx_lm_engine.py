@@ -9,13 +9,11 @@ import re
 from pathlib import Path
 
 import mlx.core as mx
-import mlx.nn as nn
 import pytest
 from mlx_lm import server
 from mlx_lm.models.cache import KVCache, LRUPromptCache
 from mlx_lm.tokenizer_utils import load as load_tokenizer
 from mlx_lm.tuner.utils import load_adapters
-from mlx_lm.utils import dequantize_model
 from mlx_lm.utils import load as load_model
 
 from punie_mlx.serve import engine
@@ -135,5 +133,3 @@ def test_loading(scripted_model: Path) -> None:
     assert config["vocab_size"] == network.lm_head.weight.shape[0]
     assert tokenizer.eos_token_ids == {config["eos_token_id"]}
     assert parameters(load_adapters) == ["model", "adapter_path"]
-    linear = nn.Sequential(nn.Linear(64, 64, bias=False).to_quantized(64, 8))
-    assert isinstance(dequantize_model(linear).layers[0], nn.Linear)
