@@ -196,3 +196,16 @@ def scripted_server(scripted_model: Path) -> Iterator[Server]:
 def serving() -> Callable[..., contextlib.AbstractContextManager[Server]]:
     """`with serving(model, "--adapter", …) as server`: a server of one's own."""
     return run_server
+
+
+@pytest.fixture(scope="session")
+def full_disk(tmp_path_factory: pytest.TempPathFactory):
+    """A directory on a disk of 256 KB; skips where none can be mounted."""
+    path = tmp_path_factory.mktemp("small-disk")
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small disk needs root")
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", path], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"no small disk can be mounted here: {mounted.stderr.strip()}")
+    yield path
+    subprocess.run(["umount", path], check=False)

@@ -92,19 +92,3 @@ def base(models: Path, make_model: Callable[..., Path]) -> Path:
 @pytest.fixture(scope="session")
 def adapter(models: Path, base: Path, make_adapter: Callable[..., Path]) -> Path:
     return make_adapter(models / "adapter", base)
-
-
-@pytest.fixture(scope="session")
-def full_disk(tmp_path_factory: pytest.TempPathFactory):
-    """A directory on a disk of 256 KB; skips where none can be mounted."""
-    import os
-    import subprocess
-
-    path = tmp_path_factory.mktemp("small-disk")
-    if os.geteuid() != 0:
-        pytest.skip("mounting a small disk needs root")
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", path], capture_output=True, text=True)
-    if mounted.returncode:
-        pytest.skip(f"no small disk can be mounted here: {mounted.stderr.strip()}")
-    yield path
-    subprocess.run(["umount", path], check=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -16,7 +15,7 @@ import mlx_lm
 import numpy as np
 import pytest
 
-from punie_mlx import identity
+from punie_mlx import hardware, identity
 from punie_mlx.errors import ConfigError, DataError, DiskError, ModelError, OutputError, PunieError
 from punie_mlx.train import run
 from punie_mlx.train.config import TrainConfig
@@ -237,23 +236,17 @@ def test_an_existing_output_stays(tiny_base, rows, tmp_path):
     assert (tmp_path / "out" / "adapters.safetensors").is_file()
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    path = tmp_path / "small"
-    path.mkdir()
-    if os.geteuid() != 0:
-        pytest.skip("mounting a small disk needs root")
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", path], capture_output=True, text=True)
-    if mounted.returncode:
-        pytest.skip(f"no small disk can be mounted here: {mounted.stderr.strip()}")
-    yield path
-    subprocess.run(["umount", path], check=False)
+def test_no_room_is_said_before_training(tiny_base, rows, full_disk, tmp_path):
+    with pytest.raises(DiskError, match="the adapter needs"):
+        train(told(tiny_base, rows, tmp_path, out=str(full_disk / "adapter")), quiet=True)
+    assert list(full_disk.iterdir()) == []
 
 
-def test_a_full_disk_leaves_nothing(tiny_base, rows, small_disk, tmp_path):
-    with pytest.raises(DiskError):
-        train(told(tiny_base, rows, tmp_path, out=str(small_disk / "adapter")), quiet=True)
-    assert list(small_disk.iterdir()) == []
+def test_a_disk_that_runs_full_leaves_nothing(tiny_base, rows, full_disk, tmp_path, monkeypatch):
+    monkeypatch.setattr(hardware, "require_disk", lambda *_: None)  # as if the room went while training
+    with pytest.raises(DiskError, match="ran full"):
+        train(told(tiny_base, rows, tmp_path, out=str(full_disk / "adapter")), quiet=True)
+    assert list(full_disk.iterdir()) == []
 
 
 def test_ctrl_c_leaves_nothing_and_says_so(tiny_base, rows, tmp_path):
