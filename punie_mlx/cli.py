@@ -72,32 +72,47 @@ def convert(
 @app.command()
 def parse(
     file: Annotated[str, typer.Argument(help="File with the raw text of one answer; - reads stdin.")] = "-",
-    format: Annotated[str, typer.Option(help="Wire format: auto, qwen3_coder, hermes, json_fence.")] = "auto",
+    format: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Wire format: auto, qwen3_coder, seed_oss, mimo, hermes, smollm3, harmony, mistral, llama3_json, "
+            "pythonic, glm, kimi, minimax, deepseek, gemma, json_fence. Auto takes the one that the text shows.",
+        ),
+    ] = "auto",
     tools: Annotated[
         Path | None, typer.Option(help="JSON file with the offered tools (OpenAI schemas): types the arguments.")
     ] = None,
-    reasoning: Annotated[bool, typer.Option(help="The prompt has opened <think> already.")] = False,
-    finish: Annotated[str, typer.Option(help="How the text ended: stop, or length where it was cut off.")] = "stop",
+    reasoning: Annotated[bool, typer.Option("--reasoning", help="The prompt has opened the thinking already.")] = False,
+    rescue: Annotated[
+        bool, typer.Option("--rescue", help="Also read calls of offered tools outside the wire format, marked as such.")
+    ] = False,
+    finish: Annotated[
+        str, typer.Option(metavar="stop|length", help="How the text ended: stop, or length where it was cut off.")
+    ] = "stop",
     chunk: Annotated[int, typer.Option(min=0, help="Feed that many characters at a time; 0 feeds all at once.")] = 0,
     jsonl: Annotated[
-        Path | None, typer.Option(help="Read one case a line (id, format, tools, model_output, …) from here instead.")
+        Path | None,
+        typer.Option(
+            help="Read one case a line from here instead (- is stdin): model_output, and maybe id, format, tools, "
+            "reasoning, rescue, finish. Writes one result a line, with the case's id."
+        ),
     ] = None,
 ) -> None:
-    """Read the tool calls in raw model output and print them as JSON: content, reasoning, tool_calls, problems.
+    """Read the tool calls in raw model output and print one JSON object.
 
+    Its keys: content, reasoning (text or null), tool_calls (name, arguments), problems (kind, detail, raw),
+    finish_reason; after auto, format. A call that was cut off has "truncated": true and the text of what had arrived of
+    its arguments; one from --rescue has "rescued": true. With --jsonl the other options are the defaults of the cases.
     Example: `punie-mlx parse --format qwen3_coder --tools tools.json answer.txt`
     """
-    import json
-
     from punie_mlx.toolcalls import command
 
+    options = command.Options(format, command.read_tools(tools), reasoning, rescue, finish, chunk)
     if jsonl:
-        for result in command.parse_cases(jsonl, chunk):
-            print(json.dumps(result))
-        return
-    text, offered = command.read_inputs(file, tools)
-    result = command.parse(text, format, offered, reasoning=reasoning, finish=finish, chunk=chunk)
-    print(json.dumps(result))
+        command.print_lines(command.parse_cases(jsonl, options))
+    else:
+        command.print_lines([command.parse_text(command.read_text(file), options)])
 
 
 # ---- train ----

@@ -10,9 +10,11 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from json.encoder import encode_basestring
 from typing import Any
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_ENCODER = json.JSONEncoder(ensure_ascii=False)
 
 
 @dataclass(frozen=True)
@@ -56,10 +58,14 @@ class Tool:
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A complete call with typed arguments, in the order in which the model wrote them."""
+    """A complete call with typed arguments, in the order in which the model wrote them.
+
+    `id` is what the model itself called it, where its format has such a thing; two calls that differ in it are equal.
+    """
 
     name: str
     arguments: dict[str, Any]
+    id: str = field(default="", compare=False)
 
     def to_openai(self) -> dict[str, Any]:
         """The call as a message of history holds it."""
@@ -75,28 +81,28 @@ class Problem:
     raw: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Text:
     """Part of the answer."""
 
     text: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Reasoning:
     """Part of the thinking."""
 
     text: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Marker:
     """Characters that only frame something: tags of the format, the white space beside a call."""
 
     text: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class CallStarted:
     """The name of call `index` is known; its arguments follow."""
 
@@ -104,7 +110,7 @@ class CallStarted:
     name: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ArgumentsDelta:
     """More of the arguments of call `index`, as JSON text; all deltas of a finished call join to one JSON object."""
 
@@ -112,24 +118,34 @@ class ArgumentsDelta:
     json: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class CallFinished:
-    """Call `index` is complete; `raw` is what the model wrote (several calls in one body share that of the first)."""
+    """Call `index` is complete; `raw` is what the model wrote (several calls in one body share that of the first).
+
+    `rescued`: the model wrote it outside its wire format, and the reader was asked to look for such calls.
+    """
 
     index: int
     call: ToolCall
     problems: tuple[Problem, ...] = ()
     raw: str = ""
+    rescued: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Malformed:
-    """What began like a call and is none. Show `raw` as text. With an `index`, that call was started already."""
+    """What began like a call and is none. Show `raw` as text. With an `index`, that call was started already.
+
+    `truncated`: the text ended inside call `index` of `name`, and `arguments` is the JSON text of what had arrived.
+    """
 
     raw: str
     reason: str
     index: int | None = None
     in_reasoning: bool = False
+    truncated: bool = False
+    name: str = ""
+    arguments: str = ""
 
 
 Event = Text | Reasoning | Marker | CallStarted | ArgumentsDelta | CallFinished | Malformed
@@ -137,10 +153,15 @@ Event = Text | Reasoning | Marker | CallStarted | ArgumentsDelta | CallFinished 
 
 def dumps(value: Any) -> str:
     """`value` as JSON text that can be sent as UTF-8."""
-    text = json.dumps(value, ensure_ascii=False)
-    return json.dumps(value) if _SURROGATE.search(text) else text
+    text = _ENCODER.encode(value)
+    return text if text.isascii() else _SURROGATE.sub(_spelled_out, text)
 
 
 def escape(text: str) -> str:
-    """`text` as the inside of a JSON string."""
-    return dumps(text)[1:-1]
+    """`text` as the inside of a JSON string: what `dumps` does, in less time, since streams need it for every piece."""
+    text = encode_basestring(text)[1:-1]
+    return text if text.isascii() else _SURROGATE.sub(_spelled_out, text)
+
+
+def _spelled_out(found: re.Match[str]) -> str:
+    return f"\\u{ord(found[0]):04x}"

@@ -77,7 +77,7 @@ def branches(schema: Any, root: Mapping[str, Any], depth: int = 0) -> Iterator[M
         yield {}
         return
     if isinstance(schema.get("$ref"), str):
-        yield from branches(_lookup(schema["$ref"], root), root, depth + 1)
+        yield from branches(lookup(schema["$ref"], root), root, depth + 1)
         return
     if schema.get("nullable") is True:
         yield {"type": "null"}
@@ -101,7 +101,8 @@ def branches(schema: Any, root: Mapping[str, Any], depth: int = 0) -> Iterator[M
         yield schema
 
 
-def _lookup(ref: str, root: Mapping[str, Any]) -> Any:
+def lookup(ref: str, root: Mapping[str, Any]) -> Any:
+    """What a reference within `root` leads to; None where that is nothing."""
     value: Any = root
     for part in ref.removeprefix("#").strip("/").split("/"):
         if not part:
@@ -169,7 +170,20 @@ def _as_member(text: str, allowed: list[Any]) -> Any:
             continue
         if stripped == json.dumps(member) or stripped == str(member):  # true and True, null and None
             return member
+        if isinstance(member, dict | list) and _spells(stripped, member):
+            return member
     return NO_FIT
+
+
+def _spells(text: str, value: Any) -> bool:
+    """Whether `text` is an object or array with this value, as JSON or as Python writes it."""
+    for reader in (loads, literal):
+        try:
+            if reader(text) == value:
+                return True
+        except ValueError:
+            continue
+    return False
 
 
 def _untyped(text: str) -> Any:

@@ -5,158 +5,106 @@
         events = parser.feed(piece)
     events = parser.finish("stop")
 
-Thinking and answering are two modes that tags switch between; a call may stand in either. A tag counts only where it
-can mean something: `<tool_call>` where a call follows, `<think>` where an answer has not begun. Anywhere else it is
-text, since models also talk about tags. White space before a tag is held back until it is known what it belongs to.
+A caller that has token ids gives them with the text that they decode to, and the vocabulary's control tokens at the
+start; a marker that is one of these then counts only as that token, and its characters spelled out are data:
+
+    parser = StreamParser("qwen3_coder", tools, control={151657: "<tool_call>", 151658: "</tool_call>"})
+    events = parser.feed("<tool_call>", [151657])
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from punie_mlx.errors import ConfigError
 from punie_mlx.toolcalls import formats
 from punie_mlx.toolcalls.calls import CallFinished, Event, Malformed, Problem, Reasoning, Text, Tool, ToolCall
-from punie_mlx.toolcalls.formats import hermes, json_fence, qwen3_coder
+from punie_mlx.toolcalls.prose import Prose
+from punie_mlx.toolcalls.rescue import Rescue
 from punie_mlx.toolcalls.sink import Sink
-from punie_mlx.toolcalls.window import MORE, NO, Window, literal, spaces
-
-THINK, THINK_END = "<think>", "</think>"
-OPEN = "<tool_call>"
+from punie_mlx.toolcalls.window import Window
+from punie_mlx.toolcalls.wire import Format
 
 
 class StreamParser:
-    """Reads what a model writes; both bodies of `<tool_call>` (tags and JSON), whichever the format renders."""
+    """Reads what a model writes in `format`: a name of the table, or a `Format` with markers of its own.
 
-    def __init__(self, format: str, tools: Sequence[Tool] = (), *, starts_in_reasoning: bool = False) -> None:
-        self._format = formats.get(format)
-        if not self._format.native:
-            raise ConfigError(f"{format} is not read from a stream: use punie_mlx.toolcalls.formats.{format}.split")
-        self._window = Window()
+    `starts_in_reasoning`: the prompt has opened the thinking already. `rescue`: look for calls that were written
+    outside the wire format, too. `control`: token id → spelling of the vocabulary's control tokens, for a caller that
+    gives token ids. Raises `ConfigError` for an unknown format.
+    """
+
+    def __init__(
+        self,
+        format: str | Format,
+        tools: Sequence[Tool] = (),
+        *,
+        starts_in_reasoning: bool = False,
+        rescue: bool = False,
+        control: Mapping[int, str] | None = None,
+    ) -> None:
+        wire = formats.get(format) if isinstance(format, str) else format
+        self._control = control or {}
+        self._awaited: list[str] = []  # control tokens whose text has not come yet
+        self._window = Window(solid=self._control.values())
         self._sink = Sink(tools)
         self._sink.in_reasoning = starts_in_reasoning
-        self._fresh = True  # nothing but white space since the beginning, the last call or the last switch
-        self._just_closed = False  # ... and that was </think>
-        self._body: qwen3_coder.Body | hermes.Body | None = None
+        reader = (wire.reader or Prose)(wire, self._sink)
+        self._step = (Rescue(reader, self._sink) if rescue else reader).step
 
-    def feed(self, text: str) -> list[Event]:
-        """Take in `text`; return the events that it decides."""
-        if text and self._window.feed(text):
-            self._run()
-        return self._drain()
+    def feed(self, text: str, tokens: Sequence[int] = ()) -> list[Event]:
+        """Take in `text`, and the ids of the tokens that it was decoded from; return the events that it decides.
+
+        Text may come later than its token, as detokenizers hold it back. Where the same characters may stand in one
+        piece both as a control token and as data, feed each token by itself.
+        """
+        at = self._locate(text, tokens) if tokens or self._awaited else ()
+        if text and self._window.feed(text, at):
+            while self._step(self._window):
+                pass
+        events, self._sink.events = self._sink.events, []
+        return events
 
     def finish(self, reason: str = "stop") -> list[Event]:
         """End the text: `reason` is "stop" where the model ended by itself, "length" where it was cut off."""
         if not self._window.ended:
             self._window.end(clean=reason == "stop")
-            self._run()
-        return self._drain()
-
-    def _drain(self) -> list[Event]:
+            while self._step(self._window):
+                pass
         events, self._sink.events = self._sink.events, []
         return events
 
-    def _run(self) -> None:
-        while self._read_body() if self._body else self._read_text():
-            pass
+    def _locate(self, text: str, tokens: Sequence[int]) -> list[int]:
+        """Where in `text` the control tokens begin."""
+        self._awaited += [self._control[token] for token in tokens if token in self._control]
+        found, start = [], 0
+        while self._awaited:
+            marker = self._awaited[0]
+            last = len(self._awaited) == 1 and text.endswith(marker)
+            at = len(text) - len(marker) if last else text.find(marker, start)
+            if at < start:
+                break
+            found.append(at)
+            start = at + len(marker)
+            self._awaited.pop(0)
+        return found
 
-    def _read_body(self) -> bool:
-        assert self._body is not None
-        moved = self._body.step(self._window)
-        if self._body.done:
-            self._body = None
-            self._fresh, self._just_closed = True, False
-        return moved
 
-    def _read_text(self) -> bool:
-        window = self._window
-        tag = window.text.find("<", window.pos)
-        end = tag if tag >= 0 else len(window.text)
-        self._emit(window.pos + len(window.text[window.pos : end].rstrip()))
-        if tag < 0:
-            if window.ended:
-                self._white_space(end)
-            return False
-        found = self._tag(tag)
-        if found == MORE:
-            return False
-        if found == NO:
-            self._emit(tag + 1)
-        return True
+class Joined:
+    """Puts texts of an answer together: with `joint` between two that something else parts, as the format has it."""
 
-    def _emit(self, to: int) -> None:
-        """Consume the window up to `to` as part of the answer or the thinking."""
-        piece = self._window.text[self._window.pos : to]
-        self._window.pos = to
-        if piece:
-            self._fresh = False
-            self._sink.events.append(Reasoning(piece) if self._sink.in_reasoning else Text(piece))
+    def __init__(self, joint: str) -> None:
+        self._joint = joint
+        self._begun = self._parted = False
 
-    def _white_space(self, to: int) -> None:
-        """Consume white space up to `to`: framing where it stands alone, else part of the text before it."""
-        if self._fresh:
-            self._sink.mark(self._window, to)
-        else:
-            self._emit(to)
-
-    def _tag(self, at: int) -> int:
-        """Act on the tag at `at`: a position where it meant something, `NO` where it is text, or `MORE`."""
-        found = (self._think(at), self._call(at), self._bare_function(at))
-        if max(found) > 0:
-            return max(found)
-        return MORE if MORE in found and not self._window.ended else NO
-
-    def _think(self, at: int) -> int:
-        window, inside = self._window, self._sink.in_reasoning
-        opening, closing = literal(window, at, THINK), literal(window, at, THINK_END)
-        if opening > 0:
-            if not self._fresh:
-                return NO
-            self._sink.mark(window, opening)
-            self._sink.in_reasoning, self._just_closed = True, False
-        elif closing > 0:
-            if not inside and not (self._fresh and self._just_closed):
-                return NO
-            self._white_space(at)
-            self._sink.mark(window, closing)
-            self._sink.in_reasoning, self._fresh, self._just_closed = False, True, True
-        return max(opening, closing) if max(opening, closing) > 0 else min(opening, closing)
-
-    def _call(self, at: int) -> int:
-        window = self._window
-        end = literal(window, at, OPEN)
-        if end < 0:
-            return end
-        body = spaces(window, end)
-        tags, name = qwen3_coder.opens(window, body)
-        if tags > 0:
-            return self._open(at, body, qwen3_coder.Body(self._sink, name))
-        json = hermes.opens(window, body)
-        if json > 0:
-            return self._open(at, body, hermes.Body(self._sink))
-        if MORE not in (tags, json):
-            return NO
-        if window.ended and name:  # a call has begun, its name is known, and that is all there is
-            self._white_space(at)
-            self._sink.take(window, len(window.text))
-            self._sink.malformed(f"the call of {name} is cut off")
-            return len(window.text)
-        return MORE
-
-    def _bare_function(self, at: int) -> int:
-        if not self._format.bare_function:
-            return NO
-        end, name = qwen3_coder.opens(self._window, at)
-        if name and name not in self._sink.tools:
-            return NO
-        return self._open(at, at, qwen3_coder.Body(self._sink, name)) if end > 0 else end
-
-    def _open(self, at: int, body: int, reader: qwen3_coder.Body | hermes.Body) -> int:
-        self._white_space(at)
-        self._sink.take(self._window, body)
-        self._body = reader
-        return self._window.pos + 1
+    def next(self, piece: str) -> str:
+        """What to show for the next event: `piece` is its text, "" where it is something else."""
+        if not piece:
+            self._parted = self._begun
+            return ""
+        shown = self._joint + piece if self._parted else piece
+        self._begun, self._parted = True, False
+        return shown
 
 
 @dataclass(frozen=True)
@@ -169,62 +117,54 @@ class Reading:
     malformed: list[Malformed] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     events: tuple[Event, ...] = ()
+    joint: str = ""
 
     def visible(self, reasoning: bool = False) -> str:
-        """The answer (or the thinking) with the raw text of malformed calls in their places."""
-        out = []
-        for event in self.events:
-            if isinstance(event, Reasoning if reasoning else Text):
-                out.append(event.text)
-            elif isinstance(event, Malformed) and event.in_reasoning == reasoning:
-                out.append(event.raw)
-        return "".join(out)
+        """The answer (or the thinking) with the raw text of malformed calls in their places, truncated ones apart."""
+        joined = Joined(self.joint)
+        return "".join(joined.next(_shown(e, reasoning) or _broken(e, reasoning)) for e in self.events)
 
 
-def gather(events: Sequence[Event]) -> Reading:
-    """The reading that `events` make up."""
+def _shown(event: Event, reasoning: bool) -> str:
+    return event.text if isinstance(event, Reasoning if reasoning else Text) else ""
+
+
+def _broken(event: Event, reasoning: bool) -> str:
+    shown = isinstance(event, Malformed) and event.in_reasoning == reasoning and not event.truncated
+    return event.raw if shown else ""
+
+
+def gather(events: Sequence[Event], joint: str = "") -> Reading:
+    """The reading that `events` make up; `joint` is that of their format."""
+    content, reasoning = Joined(joint), Joined(joint)
     malformed = [e for e in events if isinstance(e, Malformed)]
     finished = [e for e in events if isinstance(e, CallFinished)]
     return Reading(
-        content="".join(e.text for e in events if isinstance(e, Text)),
-        reasoning="".join(e.text for e in events if isinstance(e, Reasoning)),
+        content="".join(content.next(_shown(e, reasoning=False)) for e in events),
+        reasoning="".join(reasoning.next(_shown(e, reasoning=True)) for e in events),
         calls=[e.call for e in finished],
         malformed=malformed,
-        problems=[p for e in finished for p in e.problems] + [Problem("malformed", m.reason, m.raw) for m in malformed],
+        problems=[p for e in finished for p in e.problems]
+        + [Problem("rescued", e.call.name, e.raw) for e in finished if e.rescued]
+        + [Problem("truncated" if m.truncated else "malformed", m.reason, m.raw) for m in malformed],
         events=tuple(events),
+        joint=joint,
     )
 
 
 def read(
     text: str,
-    format: str,
+    format: str | Format,
     tools: Sequence[Tool] = (),
     *,
     starts_in_reasoning: bool = False,
+    rescue: bool = False,
     finish: str = "stop",
     chunk: int = 0,
 ) -> Reading:
     """Everything in `text`, read whole or `chunk` characters at a time. Raises `ConfigError` for an unknown format."""
-    if not formats.get(format).native:
-        return _read_fences(text)
-    parser = StreamParser(format, tools, starts_in_reasoning=starts_in_reasoning)
+    wire = formats.get(format) if isinstance(format, str) else format
+    parser = StreamParser(wire, tools, starts_in_reasoning=starts_in_reasoning, rescue=rescue)
     size = chunk or len(text) or 1
     events = [e for i in range(0, len(text), size) for e in parser.feed(text[i : i + size])]
-    return gather([*events, *parser.finish(finish)])
-
-
-def _read_fences(text: str) -> Reading:
-    """Calls in fences: what the converter reads, as one reading."""
-    events: list[Event] = []
-    index = 0
-    for segment in json_fence.split(text):
-        if segment.reason:
-            events.append(Malformed(segment.raw, segment.reason))
-        elif not segment.calls:
-            events.append(Text(segment.raw))
-        for i, call in enumerate(segment.calls):
-            problems = (Problem("repaired", call.repaired),) if call.repaired else ()
-            raw = segment.raw if i == 0 else ""
-            events.append(CallFinished(index, ToolCall(call.name, call.arguments), problems, raw))
-            index += 1
-    return gather(events)
+    return gather([*events, *parser.finish(finish)], wire.joint)

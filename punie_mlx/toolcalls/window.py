@@ -7,6 +7,7 @@ is there may still become a match. Deciding only on `NO` and on matches makes th
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Sequence
 
 NO = -1
 MORE = -2
@@ -21,20 +22,32 @@ class Window:
 
     A reader that waits looks at everything held again when more comes. To keep that linear in total, a long held text
     takes in new pieces only when together they are worth the look: at least an eighth of what is held.
+
+    `solid` holds the markers that are single tokens of the vocabulary, where token ids are fed: such a marker stands
+    only where its token does, and the same characters in ordinary tokens are data.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, solid: Collection[str] = ()) -> None:
         self.text = ""
         self.pos = 0
         self.ended = False
         self.clean = True
+        self.barren = False  # all text is there, and nothing in it closes a value: see `tagged`
+        self.solid = frozenset(solid)
+        self._base = 0  # how many characters were consumed before text[0]
+        self._fed = 0
+        self._tokens: set[int] = set()  # where the markers' tokens stand, counted from the first character fed
         self._pending: list[str] = []
         self._pending_size = 0
 
-    def feed(self, piece: str) -> bool:
-        """Take in `piece`; return whether there is something new to look at."""
+    def feed(self, piece: str, tokens: Sequence[int] = ()) -> bool:
+        """Take in `piece`, in which marker tokens stand at the offsets `tokens`; return whether to look at it now."""
+        if tokens:
+            self._tokens.update(self._fed + at for at in tokens)
+        self._fed += len(piece)
         held = len(self.text) - self.pos
         if not self._pending and held < _SMALL:
+            self._base += self.pos
             self.text = self.text[self.pos :] + piece if held else piece
             self.pos = 0
             return True
@@ -42,6 +55,7 @@ class Window:
         self._pending_size += len(piece)
         if self._pending_size * 8 < held and not self.ended:
             return False
+        self._base += self.pos
         self.text = self.text[self.pos :] + "".join(self._pending)
         self.pos = 0
         self._pending, self._pending_size = [], 0
@@ -52,14 +66,22 @@ class Window:
         self.ended, self.clean = True, clean
         self.feed("")
 
+    def is_token(self, at: int) -> bool:
+        """Whether a marker's own token begins at `at`."""
+        return self._base + at in self._tokens
+
 
 def literal(window: Window, at: int, expected: str) -> int:
     """Match `expected` at `at`."""
     text = window.text
     if text.startswith(expected, at):
+        if expected in window.solid and not window.is_token(at):
+            return NO
         return at + len(expected)
     rest = len(text) - at
-    return MORE if rest < len(expected) and expected.startswith(text[at:]) else NO
+    if rest < len(expected) and expected.startswith(text[at:]):
+        return NO if rest and expected in window.solid else MORE
+    return NO
 
 
 def spaces(window: Window, at: int) -> int:
@@ -68,8 +90,19 @@ def spaces(window: Window, at: int) -> int:
     return found.end() if found else at
 
 
-def named(window: Window, at: int, opening: str) -> tuple[int, str]:
-    """Match `opening`, a name on one line, and `>`; the name comes without spaces and quotes around it."""
+def first(window: Window, at: int, expected: Sequence[str]) -> tuple[int, str]:
+    """Match any of `expected` at `at`: the position after it and which it was; `MORE` where one may still come."""
+    best = NO
+    for marker in expected:
+        end = literal(window, at, marker)
+        if end > 0:
+            return end, marker
+        best = min(best, end)
+    return best, ""
+
+
+def named(window: Window, at: int, opening: str, closing: str = ">") -> tuple[int, str]:
+    """Match `opening`, a name on one line, and `closing`; the name comes without spaces and quotes around it."""
     start = literal(window, at, opening)
     if start < 0:
         return start, ""
@@ -82,4 +115,5 @@ def named(window: Window, at: int, opening: str) -> tuple[int, str]:
     name = window.text[start:end].strip()
     if len(name) > 1 and name[0] == name[-1] and name[0] in "\"'":
         name = name[1:-1]
-    return (end + 1, name) if window.text[end] == ">" and name else (NO, "")
+    after = literal(window, end, closing)
+    return (after, name) if name else (NO, "")

@@ -1,37 +1,48 @@
-"""The wire formats, one module each: how a call is rendered and how it is read. This is their table.
-
-A format is read natively (a server trusts it), or only by the converter: `json_fence` is how models write calls
-that were never taught a format, and a server that read it would take examples in prose for calls.
-"""
+"""The wire formats, one module each: how a call is rendered, how it is read, and its grammar. This is their table."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from punie_mlx.errors import ConfigError
 from punie_mlx.toolcalls.calls import ToolCall
-from punie_mlx.toolcalls.formats import hermes, json_fence, qwen3_coder
+from punie_mlx.toolcalls.formats import (
+    deepseek,
+    gemma,
+    glm,
+    harmony,
+    hermes,
+    json_fence,
+    kimi,
+    llama3_json,
+    mimo,
+    minimax,
+    mistral,
+    pythonic,
+    qwen3_coder,
+    seed_oss,
+    smollm3,
+)
+from punie_mlx.toolcalls.wire import Format
 
-
-@dataclass(frozen=True)
-class Format:
-    """One wire format. `bare_function`: a call may begin without its opening tag if its tool is offered."""
-
-    name: str
-    render: Callable[[Sequence[ToolCall]], str]
-    bare_function: bool = False
-    native: bool = True
-
-
-FORMATS = {
-    f.name: f
-    for f in (
-        Format("qwen3_coder", qwen3_coder.render, bare_function=True),
-        Format("hermes", hermes.render),
-        Format("json_fence", json_fence.render, native=False),
-    )
-}
+_MODULES = (
+    qwen3_coder,
+    seed_oss,
+    mimo,
+    hermes,
+    smollm3,
+    harmony,
+    mistral,
+    llama3_json,
+    pythonic,
+    glm,
+    kimi,
+    minimax,
+    deepseek,
+    gemma,
+    json_fence,
+)
+FORMATS = {m.FORMAT.name: m.FORMAT for m in _MODULES}
 
 
 def get(name: str) -> Format:
