@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from punie_mlx.toolcalls.calls import CallFinished, Event, Malformed, Marker, Reasoning, Text, ToolCall, dumps
-from punie_mlx.toolcalls.stream import StreamParser
+from punie_mlx.toolcalls.stream import Joined, StreamParser
 
 Delta = dict[str, Any]
 
@@ -23,6 +23,8 @@ class Answer:
         self._parser = parser
         self._offered = offered
         self._space = {"content": "", "reasoning_content": ""}  # held until something visible follows
+        self._joined = {key: Joined(parser.format.joint) for key in self._space}
+        self._frames = {parser.format.open, parser.format.close} - {""}
         self.calls = 0
         self.malformed: list[Malformed] = []
 
@@ -43,22 +45,31 @@ class Answer:
     def _deltas(self, events: Iterable[Event]) -> list[Delta]:
         deltas: list[Delta] = []
         for event in events:
-            match event:
-                case Text(text):
-                    deltas += self._visible("content", text)
-                case Reasoning(text):
-                    deltas += self._visible("reasoning_content", text)
-                case Malformed(raw):
-                    self.malformed.append(event)
-                    deltas += self._visible("reasoning_content" if event.in_reasoning else "content", raw)
-                case CallFinished(raw=raw) if not self._offered:
-                    deltas += self._visible("content", raw)
-                case Marker(text) if not self._offered and "tool_call>" in text:
-                    deltas += self._visible("content", text)
-                case CallFinished(call=call):
-                    self._space["content"] = ""
-                    deltas += self._call(call)
+            key, text = self._shown(event)
+            joined = {k: j.next(text if k == key else "") for k, j in self._joined.items()}
+            if isinstance(event, Malformed):
+                self.malformed.append(event)
+            if key:
+                deltas += self._visible(key, joined[key])
+            elif isinstance(event, CallFinished):
+                self._space["content"] = ""
+                deltas += self._call(event.call)
         return deltas
+
+    def _shown(self, event: Event) -> tuple[str, str]:
+        """Where the text of `event` is shown, and that text; nowhere if it is framing or part of a call."""
+        match event:
+            case Text(text):
+                return "content", text
+            case Reasoning(text):
+                return "reasoning_content", text
+            case Malformed(raw):
+                return "reasoning_content" if event.in_reasoning else "content", raw
+            case CallFinished(raw=raw) if not self._offered:
+                return "content", raw
+            case Marker(text) if not self._offered and any(frame in text for frame in self._frames):
+                return "content", text
+        return "", ""
 
     def _visible(self, key: str, text: str) -> list[Delta]:
         text = self._space[key] + text

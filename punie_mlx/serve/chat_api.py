@@ -26,6 +26,7 @@ from punie_mlx.serve.request import ChatRequest, parse
 from punie_mlx.serve.stops import StopStrings
 from punie_mlx.toolcalls.calls import Tool
 from punie_mlx.toolcalls.stream import StreamParser
+from punie_mlx.toolcalls.wire import Format
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ class Prepared:
     sampling: Sampling
     max_tokens: int
     tools: list[Tool]
-    in_reasoning: bool  # the prompt ends inside <think>
+    in_reasoning: bool  # the prompt has opened the thinking
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Chat:
     engine: Engine
     name: str
     fingerprint: str
-    wire: str  # the format in which the model writes its calls
+    wire: Format  # in which the model writes its calls
     # One thread: rendering leaves the event loop free, and tokenizers are not made for two at a time.
     _renderer: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "render"))
 
@@ -100,7 +101,7 @@ class Chat:
             sampling=request.sampling(loaded.vocabulary),
             max_tokens=min(request.limit or left, left),
             tools=[Tool.from_openai(t) for t in offered],
-            in_reasoning=text.rstrip().endswith("<think>"),
+            in_reasoning=bool(self.wire.think[0]) and text.rstrip().endswith(self.wire.think[0].rstrip()),
         )
 
 

@@ -28,6 +28,7 @@ from punie_mlx.serve import app
 from punie_mlx.serve.chat_api import Chat
 from punie_mlx.serve.engine import Engine
 from punie_mlx.toolcalls import detect
+from punie_mlx.toolcalls.wire import Format
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ def serve(config: ServeConfig) -> None:
         try:
             chat = Chat(engine, served_name(config.model), fingerprint, wire_format(engine, config.model))
             url = f"http://{address(listener)}/v1"
-            log.info("serving %s (%s calls) at %s", chat.name, chat.wire, url)
+            log.info("serving %s (%s calls) at %s", chat.name, chat.wire.name, url)
             ready = {"event": "ready", "url": url, "model": chat.name, "fingerprint": fingerprint, "pid": os.getpid()}
             run(app.build(chat), listener, lambda: print(json.dumps(ready), file=stdout, flush=True), engine.cut_off)
         finally:
@@ -71,11 +72,11 @@ def served_name(model: Path) -> str:
     return Path(model).resolve().name
 
 
-def wire_format(engine: Engine, model: Path) -> str:
+def wire_format(engine: Engine, model: Path) -> Format:
     """The format in which the model writes its calls, as its template and vocabulary tell. Raises `ModelError`."""
     loaded = engine.loaded
     try:
-        return detect.detect(loaded.chat_template, loaded.tokenizer.get_vocab())
+        return detect.examine(loaded.chat_template, loaded.tokenizer.get_vocab()).wire()
     except ConfigError as e:
         raise ModelError(f"{model}: {e}") from e
 

@@ -43,7 +43,7 @@ class StreamParser:
         rescue: bool = False,
         control: Mapping[int, str] | None = None,
     ) -> None:
-        wire = formats.get(format) if isinstance(format, str) else format
+        self.format = wire = formats.get(format) if isinstance(format, str) else format
         self._control = control or {}
         self._awaited: list[str] = []  # control tokens whose text has not come yet
         self._window = Window(solid=self._control.values())
