@@ -107,8 +107,8 @@ def _order(events: Sequence[Event]) -> Iterator[str]:
                     index, name = index + 1, None
                 elif name is not None:
                     yield f"call {index} of {name!r} is left open by a malformed one"
-                if event.truncated and not (event.name and is_json_prefix(event.arguments)):
-                    yield f"cut off, with the name {event.name!r} and the arguments {event.arguments[-200:]!r}"
+                if event.truncated and (event.index is None or not is_json_prefix(event.arguments)):
+                    yield f"call {event.index} is cut off, with the arguments {event.arguments[-200:]!r}"
     if name is not None:
         yield f"call {index} of {name!r} never ends"
 

@@ -276,7 +276,7 @@ class JsonStream:
             return False
         end, _ = first(window, at, self._closers)
         if end < 0:
-            return end == MORE and not window.ended
+            return end == MORE
         whole = bool(self._levels) and not self._comma and (self._state == self._next or self._levels[-1].empty)
         if not whole or len(self._levels) > _MISSING:
             self._break(at, "it ends too early")

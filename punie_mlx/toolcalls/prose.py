@@ -67,7 +67,7 @@ class Prose:
         return MORE if more and not window.ended else NO
 
     def _think(self, window: Window, at: int) -> int:
-        if not self._format.think:
+        if not self._format.think[0]:
             return NO
         opening, closing = (literal(window, at, tag) for tag in self._format.think)
         if opening > 0:

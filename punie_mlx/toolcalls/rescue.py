@@ -2,10 +2,11 @@
 
     {"name": NAME, "arguments": {…}}       an object or a list of them, anywhere in the answer
     ```json …```                           a fence with nothing else in it
-    save_config(path="x", n=3)             a call in Python, alone on its lines; also in a list, or in a fence
+    save_config(path="x", n=3)             a call in Python at the end of a line; also in a list, or in a fence
+    saved = save_config(path="x", n=3)     a statement of its own, also between other lines of a fence of Python
 
 or any of these as a whole piece of inline code. It counts if it names an offered tool and its arguments fit the
-tool's schema: none is missing, unknown or of another type. Anything else is text, as are calls inside a sentence, in
+tool's schema: none is missing, unknown or of another type. Anything else is text, as are calls in mid-sentence, in
 other code and in thinking. A model that makes one call in its own format knows how to: then nothing is rescued, so
 what follows a find is held back until the end.
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from punie_mlx.toolcalls import schema
 from punie_mlx.toolcalls.calls import (
@@ -36,12 +37,18 @@ from punie_mlx.toolcalls.sink import Sink
 from punie_mlx.toolcalls.window import MORE, NO, Window, literal, spaces
 from punie_mlx.toolcalls.wire import Reader
 
-_HINT = re.compile(r"[\n`{\[]")
 _LINE_END = re.compile(r"[ \t;]*(?:\r?\n|\Z)")
 _LINE_ENDING = re.compile(r"[ \t;]*\r?\Z")
 _LEADS = re.compile(r"""(?:\[\s*)?\{\s*(["'])(?:name|parameters|arguments|function|type|id)\1\s*:""")
 _LEADING = re.compile(r"""(?:\[\s*)?(?:\{\s*(?:["']\w{0,10}(?:["']\s*)?)?)?\Z""")
 _CODE_END = re.compile(r"[`\n]")
+_STATEMENT = re.compile(r"(?:[A-Za-z_]\w*[ \t]*=[ \t]*)?(?:await[ \t]+)?")
+_STATEMENT_BEGUN = re.compile(r"[A-Za-z_]\w*[ \t]*(?:=[ \t]*\w*[ \t]*)?\Z")
+_WORD_BEGUN = re.compile(r"(?<![\w.])[\w.]+\Z")
+_PYTHON = re.compile(r"```(?:py(?:thon)?3?|tool_code|)[ \t]*\r?\n", re.IGNORECASE)
+
+
+LONGEST_NAME = 256  # characters of a tool's name that are looked back for
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +57,7 @@ class Find:
 
     end: int
     calls: tuple[tuple[ToolCall, tuple[Problem, ...]], ...] = ()
-    code: bool = False  # a fence of code begins
+    code: str = ""  # what the text is in then: a fence of "python" or of "other" code
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +152,11 @@ class Scanner:
     def __init__(self, tools: Mapping[str, Tool]) -> None:
         self._tools = tools
         self._window = Window()
+        self._before = "\n"  # the character before the window
         self._blank = True  # nothing but blanks stands before the window on its line
-        self._in_code = False
+        self._code_of = ""  # the language of the fence that is open
+        names = "|".join(map(re.escape, sorted(tools, key=len, reverse=True)))
+        self._hint = re.compile(rf"[\n`{{\[]|(?<![\w.])(?:{names})(?![\w.])")
 
     def feed(self, piece: str) -> list[Text | Held]:
         """Take in `piece`; return what is decided."""
@@ -164,7 +174,7 @@ class Scanner:
             if found.end == MORE:
                 break
             raw = self._consume(found.end)
-            self._in_code = found.code
+            self._code_of = found.code
             out.append(Held(raw, found) if found.calls else Text(raw))
         return out
 
@@ -172,6 +182,7 @@ class Scanner:
         window = self._window
         raw = window.text[window.pos : to]
         window.pos = to
+        self._before = raw[-1:] or self._before
         line = raw[raw.rfind("\n") + 1 :]
         self._blank = ("\n" in raw or self._blank) and not line.strip()
         return raw
@@ -179,7 +190,7 @@ class Scanner:
     def _next(self) -> Find:
         """The text up to where a call may begin, or what stands there."""
         text, at = self._window.text, self._window.pos
-        if self._in_code:
+        if self._code_of:
             return self._code(at)
         start = spaces(self._window, at) if self._blank else at
         if start > at:
@@ -190,36 +201,58 @@ class Scanner:
         if char == "`":
             several = text.startswith("``", at) or at + 1 == len(text)
             return self._fence(at) if several else self._inline(at)
-        if self._blank and (char.isalpha() or char in "_["):
+        if (self._blank and (char.isalpha() or char in "_[")) or self._word_begins(at):
             found = self._lines(at)
         if found.end == NO and char in "{[":
             found = self._json(at)
-        if found.end != NO:
-            return found
-        hint = _HINT.search(text, at + 1)
-        return Find(hint.start() if hint else len(text))
+        return found if found.end != NO else Find(self._next_hint(at))
+
+    def _word_begins(self, at: int) -> bool:
+        """Whether a word may begin at `at` that is the name of a tool."""
+        text = self._window.text
+        before = text[at - 1] if at else self._before
+        return text[at].isidentifier() and not (before.isalnum() or before in "_.")
+
+    def _next_hint(self, at: int) -> int:
+        """The place after `at` at which something may begin."""
+        text = self._window.text
+        hint = self._hint.search(text, at + 1)
+        end = hint.start() if hint else len(text)
+        begun = None if self._window.ended else _WORD_BEGUN.search(text, max(at + 1, len(text) - LONGEST_NAME), end)
+        if begun and end == len(text) and any(name.startswith(begun.group()) for name in self._tools):
+            return begun.start()
+        return end
 
     def _code(self, at: int) -> Find:
-        """The text of a fence of code, or its end."""
-        window = self._window
-        mark = window.text.find("`", at)
-        if mark < 0:
-            return Find(len(window.text), code=True)
-        end = literal(window, mark, json_fence.MARK)
+        """The text of a fence of code, a statement in it that is a call, or its end."""
+        window, code = self._window, self._code_of
+        text = window.text
+        before = text[at - 1] if at else self._before
+        if code == "python" and before == "\n" and text[at].isidentifier():
+            found = self._lines(at)
+            if found.end == MORE or found.calls:
+                return replace(found, code=code)
+        end = literal(window, at, json_fence.MARK)
+        if end == MORE and not window.ended:
+            return Find(MORE)
         if end > 0:
             return Find(end)
-        if end == MORE and not window.ended:
-            return Find(mark, code=True) if mark > at else Find(MORE)
-        return Find(mark + 1, code=True)
+        stop = _CODE_END.search(text, at + (text[at] == "`"))
+        if stop is None:
+            return Find(len(text), code=code)
+        return Find(stop.end() if stop.group() == "\n" else stop.start(), code=code)
 
     def _cut(self, found: Find) -> Find:
         """What is not decided when the text is over is text."""
         return Find(len(self._window.text)) if found.end == MORE and self._window.ended else found
 
     def _lines(self, at: int) -> Find:
-        """A Python call, or a list of them, alone on its lines; `NO` where none begins."""
+        """A Python call, or a list of them, up to the end of a line; `NO` where none begins."""
         text = self._window.text
-        found = self._python(at)
+        if not self._window.ended and _STATEMENT_BEGUN.match(text, at):
+            return Find(MORE)
+        statement = _STATEMENT.match(text, at)
+        found = self._python(statement.end() if statement else at)
         if found.end < 0 or not found.calls:
             return self._cut(found)
         if not self._window.ended and _LINE_ENDING.match(text, found.end):
@@ -254,7 +287,9 @@ class Scanner:
         if found.body < 0:
             return Find(found.end, self._fitting(found.calls))
         inside = self._python_fence(found.body)
-        return Find(found.body, code=True) if inside.end == NO else self._cut(inside)
+        if inside.end != NO:
+            return self._cut(inside)
+        return Find(found.body, code="python" if _PYTHON.match(window.text, at) else "other")
 
     def _python_fence(self, at: int) -> Find:
         """Python calls and nothing else up to the closing mark."""

@@ -29,7 +29,7 @@ from punie_mlx.toolcalls.stream import StreamParser, gather, read
 FORMATS = sorted(formats.FORMATS)
 every_format = pytest.mark.parametrize("name", FORMATS)
 many = settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
-some = settings(many, max_examples=300)
+some = settings(many, max_examples=200)
 
 
 def feed(
@@ -47,16 +47,16 @@ def feed(
 
 # ---- what is rendered is read back ----
 
-# Where nothing is escaped, a value that spells the tags which end it cannot be told from its end by text alone.
-# With token ids it can: `test_markers_spelled_out_in_a_value_are_data`.
+# Where nothing is escaped, a value that spells what ends it, with what may follow that, cannot be told from its end by
+# text alone. With token ids it can: `test_markers_spelled_out_in_a_value_are_data`.
+PARAMETER = r"</parameter>\s*(?:<parameter|</function>|</invoke>|</\S*tool_call>)"
 ENDS_A_VALUE = {
-    "qwen3_coder": r"</parameter>|<parameter=|</function>",
-    "seed_oss": r"</parameter>|<parameter=|</function>",
-    "mimo": r"</parameter>|<parameter=|</function>",
-    "glm": r"</arg_value>|<arg_key>|</tool_call>",
-    "minimax": r"</parameter>|<parameter name|</invoke>",
-    "deepseek": r"</｜DSML｜|<｜DSML｜",
-    "gemma": r"<escape>|<\|\"\|>",
+    "qwen3_coder": PARAMETER,
+    "seed_oss": PARAMETER,
+    "mimo": PARAMETER,
+    "minimax": PARAMETER,
+    "glm": r"</arg_value>\s*(?:<arg_key>|</tool_call>)",
+    "gemma": r'<\|"\|>(?:\s*[,\]}]|[^"]*":)',  # in a string; anywhere in a key
 }
 # How a line break within a value is spelled, where not as in JSON.
 NEWLINE = {"qwen3_coder": "\n", "seed_oss": "\n", "mimo": "\n", "glm": "\n", "minimax": "\n", "gemma": "\n"}
@@ -68,6 +68,9 @@ ODD = (
     "", " ", "\n", "\n\n", "\r\n", " x ", "null", "true", "007", "1e5", '"hi"', '{"a": 1}', "[1]", "\\", "\\n", "'",
     '"""', "a\r\nb", "&lt;", "<", "</", "<b>x</b>", "<think>", "</think>", "<tool_call>", "</tool_call>", "```", "🎉",
     "\u2028", "\x00", "});", "f(x=1)", "[f(x=1)]", "{{}}", "<|im_end|>", "x" * 200,
+    "</parameter>", "a </parameter> b", "</function>", "<parameter=q>", "</arg_value>", "<arg_key>", "</invoke>",
+    "</minimax:tool_call>", "</seed:tool_call>", '<|"|>', "<tool_call|>", "[/TOOL_CALLS]", "<|call|>",
+    "<|tool_call_end|>", "<｜tool▁call▁end｜>", "</code>", "[TOOL_CALLS]", "<|tool_calls_section_end|>",
 )  # fmt: skip
 STRINGS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20) | st.sampled_from(ODD)
 SCALARS = {
@@ -101,7 +104,10 @@ def tools_and_calls(drawn: dict) -> tuple[list[Tool], list[ToolCall]]:
 
 def spells_an_end(name: str, calls: list[ToolCall]) -> bool:
     ends = ENDS_A_VALUE.get(name)
-    return ends is not None and re.search(ends, dumps([c.arguments for c in calls]).replace('\\"', '"')) is not None
+    return (
+        ends is not None
+        and re.search(ends, dumps([c.arguments for c in calls]).replace('\\"', '"').replace("\\n", "\n")) is not None
+    )
 
 
 @every_format
@@ -134,7 +140,7 @@ def garbage(name: str) -> st.SearchStrategy[str]:
     """Texts made of what means something in the format, cut and put together in the wrong order."""
     own = contract.pieces(formats.get(name))
     piece = st.sampled_from(own) | st.sampled_from(COMMON) | st.sampled_from(own).map(lambda p: p[: len(p) // 2])
-    return st.lists(piece, max_size=18).map("".join)
+    return st.lists(piece, max_size=15).map("".join)
 
 
 SIZES = st.lists(st.sampled_from([1, 1, 2, 3, 7, 40]), min_size=1, max_size=4)
@@ -169,7 +175,7 @@ UNITS = (
     "{", "[", "(", "<", '"', "'", "\\", " ", "\n", "x", "<|", "</", "```", "[{", '{"a":', '{"a', '["', "<x ", "a=", "1",
     "<think>", "\\u00", "`{",
 )  # fmt: skip
-SHORT, LONG = 2_000, 12_000
+SHORT, LONG = 1_500, 9_000
 
 
 def seconds_a_character(name: str, head: str, unit: str, size: int) -> float:
@@ -183,7 +189,7 @@ def seconds_a_character(name: str, head: str, unit: str, size: int) -> float:
 
 @every_format
 def test_the_cost_of_a_character_does_not_grow(name):
-    """Nor does anything break on 12,000 brackets: in the text, in a call, in its first string."""
+    """Nor does anything break on 9,000 brackets: in the text, in a call, in its first string."""
     format = formats.get(name)
     rendered = format.render([contract.SAMPLE])
     for head in ("", rendered[: len(rendered) // 2], rendered[: rendered.index("x y") + 1]):

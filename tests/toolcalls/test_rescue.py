@@ -52,6 +52,8 @@ def read_any(text: str, tools=TOOLS, finish: str = "stop", format: str = "qwen3_
         '{"arguments": {"path": "x", "n": 3}, "name": "save_config"}',
         "{'name': 'save_config', 'arguments': {'path': 'x', 'n': 3}}",
         f"```python\nimport os\n```\n{CALL}", f"{{1}} [x] `y` save {OBJECT}",
+        f"I will save it: {CALL}", f"I refresh nothing, but save_config first: {CALL}\nDone.", f"x = {CALL}",
+        f"done = await {CALL};", f"```python\nx = 1\n{CALL}\n```", f"```py\ny = {CALL}\nprint(y)\n```\nThere.",
     ],
 )  # fmt: skip
 def test_what_is_rescued(text):
@@ -64,9 +66,10 @@ def test_what_is_rescued(text):
 @pytest.mark.parametrize(
     "text",
     [
-        f"You can call {CALL} to save.", f"{CALL} saves it.", f"x = {CALL}", f"`x = {CALL}`", f"`{CALL} # save`",
+        f"You can call {CALL} to save.", f"{CALL} saves it.", f"`x = {CALL}`", f"{CALL}.", f"x.{CALL}", f"x + {CALL} + 1",
+        f"```js\n{CALL}\nfoo()\n```", f"```python\ndef f():\n    {CALL}\n```", f"`{CALL} # save`",
         f"``{CALL}``",
-        f"```python\nx = 1\n{CALL}\n```", f"```python\n{CALL}\nprint(1)\n```", f"`a {OBJECT}`",
+        f"`a {OBJECT}`",
         f"```\nx\n{OBJECT}\n```",
         "other(path='x')", "save_config(n=3)", "save_config(path=3)", "save_config(path='x', m=1)",
         "save_config(path='x', path='y')",

@@ -111,7 +111,7 @@ class CodeBody:
         blank = _BLANKS.match(window.text, end)
         after = blank.end() if blank else end
         if after == len(window.text):
-            return end if window.ended else MORE
+            return (end if window.clean else NO) if window.ended else MORE
         return end if window.text[after] == "\n" else NO
 
     def _pass_on(self, window: Window, to: int) -> None:
