@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from json.encoder import encode_basestring
 from typing import Any
 
@@ -43,13 +44,13 @@ class Tool:
         function = {"name": self.name, "description": self.description, "parameters": dict(self.parameters)}
         return {"type": "function", "function": function}
 
-    @property
+    @cached_property
     def properties(self) -> Mapping[str, Any]:
         """Schemas of the parameters, by name."""
         found = self.parameters.get("properties")
         return found if isinstance(found, Mapping) else {}
 
-    @property
+    @cached_property
     def required(self) -> tuple[str, ...]:
         """Names of the parameters that must be given."""
         found = self.parameters.get("required")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from punie_mlx.toolcalls import schema
 from punie_mlx.toolcalls.calls import Problem
@@ -21,8 +22,7 @@ from punie_mlx.toolcalls.wire import Format, Opener, Opening
 _LIMIT = 200  # characters of a header
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(NamedTuple):
     """Whether a call begins at a place: `end` is where its arguments do, or `NO`, or `MORE`.
 
     `name`: of the call; with `MORE`, where it is known already. `fenced`: a fence of Markdown is open around the

@@ -8,10 +8,19 @@ text, since models also talk about tags. White space before a tag is held back u
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from functools import cache, partial
 
 from punie_mlx.toolcalls.sink import Sink
 from punie_mlx.toolcalls.window import MORE, NO, Window, literal, spaces
-from punie_mlx.toolcalls.wire import Body, Format, Opening
+from punie_mlx.toolcalls.wire import Body, Format, Opener, Opening
+
+Decider = Callable[[Window, int], int]
+
+
+@cache
+def _any_of(characters: str) -> re.Pattern[str]:
+    return re.compile(f"[{re.escape(characters)}]")
 
 
 class Prose:
@@ -20,9 +29,16 @@ class Prose:
     def __init__(self, format: Format, sink: Sink) -> None:
         self._format = format
         self._sink = sink
-        self._hint = re.compile(f"[{re.escape(format.hints)}]")
+        self._hint = _any_of(format.hints)
         self._just_closed = False  # fresh, and what came before was the end of thinking
         self._body: Body | None = None
+        self._deciders: tuple[Decider, ...] = (self._think, *self._calls(), self._turn_end)
+        self._waiting: tuple[Decider, ...] = ()  # those that need more text to decide on the tag
+        self._held = 0  # how far behind the window's position that tag is
+
+    def _calls(self) -> tuple[Decider, ...]:
+        """What says whether a call begins at a place."""
+        return tuple(partial(self._call, opener) for opener in self._format.openers)
 
     def step(self, window: Window) -> bool:
         """Read on; return whether there may be more to decide."""
@@ -35,6 +51,8 @@ class Prose:
         return moved
 
     def _read_text(self, window: Window) -> bool:
+        if self._waiting:
+            return self._decide(window, window.pos + self._held)
         found = self._hint.search(window.text, window.pos)
         end = found.start() if found else len(window.text)
         self._sink.text(window, window.pos + len(window.text[window.pos : end].rstrip()))
@@ -42,11 +60,15 @@ class Prose:
             if window.ended:
                 self._white_space(window, end)
             return False
-        decided = self._tag(window, end)
+        return self._decide(window, end)
+
+    def _decide(self, window: Window, at: int) -> bool:
+        decided = self._tag(window, at)
         if decided == MORE:
+            self._held = at - window.pos
             return False
         if decided == NO:
-            self._sink.text(window, end + 1)
+            self._sink.text(window, at + 1)
         return True
 
     def _white_space(self, window: Window, to: int, framing: str = "") -> None:
@@ -57,14 +79,21 @@ class Prose:
         self._sink.mark(window, to)
 
     def _tag(self, window: Window, at: int) -> int:
-        """Act on what begins at `at`: a position where it meant something, `NO` where it is text, or `MORE`."""
-        more = False
-        for decide in (self._think, self._call, self._turn_end):
+        """Act on what begins at `at`: a position where it meant something, `NO` where it is text, or `MORE`.
+
+        A `NO` is final, so while a tag waits for more text only those are asked again that are not decided.
+        """
+        asked, self._waiting, waiting = self._waiting or self._deciders, (), []
+        for decide in asked:
             decided = decide(window, at)
             if decided > 0:
                 return decided
-            more = more or decided == MORE
-        return MORE if more and not window.ended else NO
+            if decided == MORE:
+                waiting.append(decide)
+        if window.ended or not waiting:
+            return NO
+        self._waiting = tuple(waiting)
+        return MORE
 
     def _think(self, window: Window, at: int) -> int:
         if not self._format.think[0]:
@@ -83,16 +112,13 @@ class Prose:
             self._sink.in_reasoning, self._sink.fresh, self._just_closed = False, True, True
         return max(opening, closing) if max(opening, closing) > 0 else min(opening, closing)
 
-    def _call(self, window: Window, at: int) -> int:
-        more = False
-        for opener in self._format.openers:
-            found = opener(window, at, self._sink, self._format)
-            if found.body is not None:
-                return self._open(window, at, found)
-            if found.end == MORE and window.ended and found.name:
-                return self._cut_off(window, at, found.name)
-            more = more or found.end == MORE
-        return MORE if more else NO
+    def _call(self, opener: Opener, window: Window, at: int) -> int:
+        found = opener(window, at, self._sink, self._format)
+        if found.body is not None:
+            return self._open(window, at, found)
+        if found.end == MORE and window.ended and found.name:
+            return self._cut_off(window, at, found.name)
+        return MORE if found.end == MORE else NO
 
     def _open(self, window: Window, at: int, found: Opening) -> int:
         self._white_space(window, at, self._format.framing)

@@ -14,6 +14,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from punie_mlx.toolcalls.calls import Problem, Tool
@@ -23,12 +24,13 @@ _INTEGER = re.compile(r"[+-]?\d+(?:_\d+)*\Z", re.ASCII)
 _NUMBER = re.compile(r"[+-]?(?:\d+(?:_\d+)*\.?(?:\d+(?:_\d+)*)?|\.\d+(?:_\d+)*)(?:[eE][+-]?\d+)?\Z", re.ASCII)
 _EXACT = 2**53  # beyond it a float no longer names one integer
 _DEPTH = 16  # a schema that refers to itself is followed no further
+_BRANCHES = 64  # of one schema; unions that refer to themselves have no end of them
 
 
 def loads(text: str) -> Any:
     """The JSON value of `text`; keeps the first of duplicate keys. Raises `ValueError` for anything else."""
     try:
-        return json.loads(text, parse_constant=_refuse, parse_float=_finite, object_pairs_hook=_first_wins)
+        return _DECODER.decode(text)
     except RecursionError as e:
         raise ValueError("nested too deeply") from e
 
@@ -51,6 +53,9 @@ def _first_wins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return out
 
 
+_DECODER = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite, object_pairs_hook=_first_wins)
+
+
 def literal(text: str) -> Any:
     """The value of a Python literal that JSON can spell. Raises `ValueError`."""
     try:
@@ -71,13 +76,17 @@ def _string_keys(value: Any) -> bool:
     return not isinstance(value, tuple) and (not isinstance(value, list) or all(_string_keys(v) for v in value))
 
 
-def branches(schema: Any, root: Mapping[str, Any], depth: int = 0) -> Iterator[Mapping[str, Any]]:
-    """The simple schemas that `schema` allows: references followed, unions and type lists taken apart."""
+def branches(schema: Any, root: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The simple schemas that `schema` allows: references followed, unions and type lists taken apart, the first 64."""
+    return islice(_branches(schema, root, 0), _BRANCHES)
+
+
+def _branches(schema: Any, root: Mapping[str, Any], depth: int) -> Iterator[Mapping[str, Any]]:
     if not isinstance(schema, Mapping) or depth > _DEPTH:
         yield {}
         return
     if isinstance(schema.get("$ref"), str):
-        yield from branches(lookup(schema["$ref"], root), root, depth + 1)
+        yield from _branches(lookup(schema["$ref"], root), root, depth + 1)
         return
     if schema.get("nullable") is True:
         yield {"type": "null"}
@@ -85,12 +94,12 @@ def branches(schema: Any, root: Mapping[str, Any], depth: int = 0) -> Iterator[M
         options = schema.get(key)
         if isinstance(options, Sequence) and not isinstance(options, str) and options:
             for option in options:
-                yield from branches(option, root, depth + 1)
+                yield from _branches(option, root, depth + 1)
             return
     if isinstance(schema.get("allOf"), list) and "type" not in schema:
         merged: dict[str, Any] = {}
         for part in schema["allOf"]:
-            for branch in branches(part, root, depth + 1):
+            for branch in islice(_branches(part, root, depth + 1), _BRANCHES):
                 merged |= branch
         yield merged
         return
@@ -255,8 +264,18 @@ _READERS = {
 }
 
 
+_CHOICES = {"enum", "const", "anyOf", "oneOf", "$ref"}
+
+
 def fits(value: Any, schema: Any, root: Mapping[str, Any], depth: int = 0) -> bool:
     """Whether `value` is of a type, and one of the values, that `schema` allows; objects and arrays to their leaves."""
+    if (
+        type(value) is str
+        and isinstance(schema, dict)
+        and schema.get("type") == "string"
+        and not _CHOICES & schema.keys()
+    ):
+        return True  # nearly every parameter
     return depth > _DEPTH or any(_fits_branch(value, b, root, depth) for b in branches(schema, root))
 
 

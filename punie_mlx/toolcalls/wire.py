@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from punie_mlx.toolcalls.calls import Tool, ToolCall
 from punie_mlx.toolcalls.grammar_rules import Frame, Rules
@@ -24,8 +24,7 @@ class Body(Reader, Protocol):
     done: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Opening:
+class Opening(NamedTuple):
     """Whether a call begins at a place: `end` is where its `body` reads on, or `NO`, or `MORE`.
 
     `name`: with `MORE`, the call's name where that is known already, so that a cut there is a cut call and no text.

@@ -66,7 +66,8 @@ def test_what_is_rescued(text):
 @pytest.mark.parametrize(
     "text",
     [
-        f"You can call {CALL} to save.", f"{CALL} saves it.", f"`x = {CALL}`", f"{CALL}.", f"x.{CALL}", f"x + {CALL} + 1",
+        f"You can call {CALL} to save.", f"{CALL} saves it.", f"`x = {CALL}`", f"{CALL}.", f"x.{CALL}",
+        f"x + {CALL} + 1",
         f"```js\n{CALL}\nfoo()\n```", f"```python\ndef f():\n    {CALL}\n```", f"`{CALL} # save`",
         f"``{CALL}``",
         f"`a {OBJECT}`",

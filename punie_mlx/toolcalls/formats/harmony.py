@@ -15,9 +15,9 @@ by the strings and brackets of their JSON. Texts of several messages are joined 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from punie_mlx.toolcalls.calls import Problem, Tool, ToolCall, dumps, escape
 from punie_mlx.toolcalls.grammar_calls import json_calls
@@ -58,6 +58,7 @@ _LEADS = {
     "channel": {CONSTRAIN: "kind", MESSAGE: ""},
     "kind": {MESSAGE: ""},
 }
+_LEADS_BY = {part: tuple(leads) for part, leads in _LEADS.items()}
 _NAMED = re.compile(rf"(?<!\S){_TO}(?!\Z)")
 # Words of a header that stand alone, as models leave them between messages.
 _STRAY = re.compile(rf"\s*+(?:(?:assistant|{'|'.join(_CHANNELS)})\s*+)*+")
@@ -72,12 +73,11 @@ def render(calls: Sequence[ToolCall]) -> str:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(NamedTuple):
     """What a header says. `end` is where its message begins; `NO`: it is none; `MORE`: the text ends within it."""
 
     end: int
-    said: dict[str, str] = field(default_factory=dict)
+    said: Mapping[str, str] = MappingProxyType({})
 
     @property
     def channel(self) -> str:
@@ -108,7 +108,7 @@ def header(window: Window, at: int, part: str) -> Header:
             return Header(NO)
         if named := _NAMED.search(run if not all_there else run + "<"):
             said["to"] = named["to"]
-        end, marker = first(window, stop, tuple(_LEADS[part])) if all_there else (MORE, "")
+        end, marker = first(window, stop, _LEADS_BY[part]) if all_there else (MORE, "")
         if end < 0 or words is None:
             return Header(end, said)
         said |= {key: value for key, value in words.groupdict().items() if value}
@@ -166,9 +166,12 @@ class Reader:
         found = _STRAY.match(text, at)
         stop = found.end() if found else at
         rest = text[stop : stop + len("commentary")]
-        begins_word = any(word.startswith(rest) for word in _STRAY_WORDS)
-        if stop - at > _LONGEST or not (begins_word or rest.startswith(("<", "to="))):
+        marked = rest.startswith(("<", "to="))
+        begins_word = not marked and any(word.startswith(rest) for word in _STRAY_WORDS)
+        if stop - at > _LONGEST or not (begins_word or marked):
             return NO
+        if marked and self._begun and first(window, stop, _ENDS)[0] > 0:
+            return self._stray(window, stop) if stop > at else NO
         if begins_word and not window.ended:
             return MORE
         if not rest:

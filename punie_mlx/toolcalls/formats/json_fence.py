@@ -20,7 +20,7 @@ from punie_mlx.toolcalls.grammar_calls import named_json
 from punie_mlx.toolcalls.grammar_rules import Frame, Rules
 from punie_mlx.toolcalls.jsoncalls import Found, JsonBody, decode
 from punie_mlx.toolcalls.jsonstream import JsonStream
-from punie_mlx.toolcalls.prose import Prose
+from punie_mlx.toolcalls.prose import Decider, Prose
 from punie_mlx.toolcalls.sink import Sink
 from punie_mlx.toolcalls.window import MORE, NO, Window, literal, spaces
 from punie_mlx.toolcalls.wire import Format
@@ -145,7 +145,10 @@ class Fences(Prose):
         super().__init__(format, sink)
         self._in_code = False
 
-    def _call(self, window: Window, at: int) -> int:
+    def _calls(self) -> tuple[Decider, ...]:
+        return (self._fence,)
+
+    def _fence(self, window: Window, at: int) -> int:
         found = Fence(literal(window, at, MARK)) if self._in_code else fence(window, at)
         if found.end < 0:
             return found.end
