@@ -317,6 +317,7 @@ class Body:
         self._search = self._spelling.candidates.search
         self._parts: list[str] = []
         self._at_start = False  # of a line, with nothing of the value before it
+        self._bare_newline = False  # is what the value began with: a carriage return before its end is its own then
         self._looked = 0  # how far into the window no tag ends the value
         self._held: int | None = None  # the first end of a call that ends the value if nothing else does
         self._type(key, is_string)
@@ -344,7 +345,7 @@ class Body:
         if not window.ended and (at == len(text) or text[at:] == "\r"):
             return False
         size = 2 if text.startswith("\r\n", at) else 1 if text.startswith("\n", at) else 0
-        self._sink.take(window, at + size)
+        self._bare_newline = self._sink.take(window, at + size) == "\n"
         self._at_start = size > 0
         self.step = self._value
         return True
@@ -448,7 +449,8 @@ class Body:
         rest = window.text[window.pos : at]
         self._sink.take(window, end)
         if self._spelling.trim or problem:
-            rest = rest.removesuffix("\r\n") if rest.endswith("\r\n") else rest.removesuffix("\n")
+            as_it_began = rest.endswith("\r\n") and not self._bare_newline
+            rest = rest.removesuffix("\r\n" if as_it_began else "\n")
         if rest:
             self._add(rest)
         if problem:

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -180,9 +179,7 @@ def test_cases_are_read_as_they_come(tmp_path):
 
 def test_many_cases_take_one_process(tmp_path):
     path = lines(tmp_path / "cases.jsonl", *({"id": i, "model_output": CALL, "tools": TOOLS} for i in range(3000)))
-    started = time.perf_counter()
     assert sum(1 for r in parse_cases(path) if r["tool_calls"]) == 3000
-    assert time.perf_counter() - started < 15  # measured: 1 second
 
 
 @pytest.mark.parametrize(

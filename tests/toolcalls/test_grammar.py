@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -29,6 +30,7 @@ run = _beside("grammar_machine")
 Machine, machine, modes, ids_of = run.Machine, run.machine, run.modes, run.ids_of
 NAMES, TOOLS = run.NAMES, run.TOOLS
 WALKS = 12
+CLOSED_THEN_TAG = re.compile(r"</\w+>\s*<")
 SAFE = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 DATA = (
     "</parameter>", "</function>", "<function=run>", "<parameter=b>", "</tool_call>", "</invoke>", "</arg_value>",
@@ -95,6 +97,8 @@ def test_accepts_what_render_writes(calls):
             continue
         if name == "gemma" and any('<|"|>' in str(c.arguments) for c in calls):
             continue  # no string of the grammar holds its own mark
+        if any(CLOSED_THEN_TAG.search(str(c.arguments)) for c in calls):
+            continue  # between tags, the grammar allows no closing tag with the beginning of another behind it
         for markers in modes(name):
             if any(m in str(c.arguments) for m in markers for c in calls):
                 continue  # the tokenizer here would make tokens of them

@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import re
 import string
-import time
 from collections.abc import Sequence
+from functools import partial
 
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
@@ -175,30 +175,20 @@ UNITS = (
     "{", "[", "(", "<", '"', "'", "\\", " ", "\n", "x", "<|", "</", "```", "[{", '{"a":', '{"a', '["', "<x ", "a=", "1",
     "<think>", "\\u00", "`{",
 )  # fmt: skip
-SHORT, LONG = 1_500, 9_000
-
-
-def seconds_a_character(name: str, head: str, unit: str, size: int) -> float:
-    text = head + unit * (size // len(unit))
-    began = time.process_time()
-    events = feed(text, name, RUN, [4], "length", rescue=True)
-    took = time.process_time() - began
-    assert contract.faults(text, events) == []
-    return took / len(text)
+SHORT, LONG = 500, 3_000
 
 
 @every_format
-def test_the_cost_of_a_character_does_not_grow(name):
-    """Nor does anything break on 9,000 brackets: in the text, in a call, in its first string."""
+def test_the_cost_of_a_character_does_not_grow(name, work):
+    """Nor does anything break on 3,000 brackets: in the text, in a call, in its first string."""
     format = formats.get(name)
     rendered = format.render([contract.SAMPLE])
     for head in ("", rendered[: len(rendered) // 2], rendered[: rendered.index("x y") + 1]):
         for unit in (*UNITS, *contract.markers(format), rendered[:9]):
-            for _ in range(4):  # what grows sixfold does so every time, and a busy machine does not
-                grown = seconds_a_character(name, head, unit, LONG) / seconds_a_character(name, head, unit, SHORT)
-                if grown < 3:
-                    break
-            assert grown < 3, (head, unit)
+            short, long = (head + unit * (size // len(unit)) for size in (SHORT, LONG))
+            assert contract.faults(long, feed(long, name, RUN, [4], "length", rescue=True)) == []
+            costs = [work(partial(feed, text, name, RUN, [4], "length", rescue=True)) for text in (short, long)]
+            assert costs[1] < costs[0] * 2 * LONG / SHORT, (head, unit)
 
 
 # ---- token ids ----

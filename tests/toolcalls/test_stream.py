@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 
 import pytest
 
@@ -210,18 +209,12 @@ def test_deep_nesting_and_huge_numbers_raise_nothing():
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("opening", ["", "<tool_call>\n<function=run>\n<parameter=command>\n", '<tool_call>{"name": "'])
-def test_cost_is_linear(unit, opening):
-    def cost(size: int) -> float:
+def test_cost_is_linear(unit, opening, work):
+    def cost(size: int) -> int:
         text = opening + unit * (size // len(unit))
-        best = 1e9
-        for _ in range(2):
-            start = time.process_time()
-            read(text, "qwen3_coder", TOOLS, chunk=64)
-            best = min(best, time.process_time() - start)
-        return best
+        return work(lambda: read(text, "qwen3_coder", TOOLS, chunk=64))
 
-    small, large = cost(8_000), cost(64_000)
-    assert large < 24 * small + 0.05  # eight times the text; quadratic would be 64 times
+    assert cost(16_000) < 12 * cost(2_000)
 
 
 def test_formats_are_known_by_name():
