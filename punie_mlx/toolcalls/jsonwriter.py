@@ -11,6 +11,7 @@ from typing import Any
 
 from punie_mlx.toolcalls import schema
 from punie_mlx.toolcalls.calls import dumps, escape
+from punie_mlx.toolcalls.window import Window
 
 DEPTH = 200  # brackets inside brackets; more than any call needs, less than what Python's own JSON can read
 SPECIAL = r"\\\"\x00-\x1f\ud800-\udfff"  # what has to be escaped in JSON, as the inside of a character class
@@ -145,3 +146,59 @@ class JsonWriter:
     def _decide(self, frame: _Frame) -> None:
         if self._out is self._parts and self._groups and frame.mark in self._groups[-1:]:
             self._groups.pop()
+
+
+class Transcriber:
+    """Arguments in another notation, read state by state and passed on as JSON text to `emit`.
+
+    A state reads one token at a place of the window, and answers with where it ends or `MORE`. `plain` matches the text
+    of a string that needs no escapes and cannot end it: long runs of it go by the states.
+
+    done: the closing bracket has come. broken: why the arguments cannot be read. repairs: what was mended on the way.
+    """
+
+    def __init__(self, emit: Callable[[str], None], plain: Callable[..., Any]) -> None:
+        self.done = False
+        self.broken = ""
+        self.repairs: list[str] = []
+        self._writer = JsonWriter(emit)
+        self._plain = plain
+        self._state: Callable[[Window, int], int]
+        self._hot = False  # inside a string that is passed on as it comes
+
+    @property
+    def duplicates(self) -> list[tuple[str, str]]:
+        """Later values of a key that was there: the key, and its value as JSON text."""
+        return self._writer.duplicates
+
+    def value(self) -> dict[str, Any]:
+        """The arguments that were read, once they are `done`. Raises `ValueError` for a number that is too long."""
+        return self._writer.value()
+
+    def read(self, window: Window, at: int) -> int:
+        """Read on from `at`; return up to where the window is decided."""
+        size = len(window.text)
+        if self._hot and (end := self._plain(window.text, at).end()) == size:
+            if end > at:
+                self._writer.plain(window.text[at:end])
+            return end
+        while at < size and not (self.done or self.broken):
+            end = self._state(window, at)
+            if end < 0:
+                break
+            at = end
+        self._hot = self._in_string()
+        self._writer.flush()
+        return at
+
+    def _in_string(self) -> bool:
+        """Whether the text that comes is that of a string."""
+        raise NotImplementedError
+
+    def _repaired(self, what: str) -> None:
+        if what not in self.repairs:
+            self.repairs.append(what)
+
+    def _break(self, reason: str, at: int) -> int:
+        self.broken = reason
+        return at

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from punie_mlx.toolcalls.jsonwriter import DEPTH, SPECIAL, JsonWriter
+from punie_mlx.toolcalls.jsonwriter import DEPTH, SPECIAL, Transcriber
 from punie_mlx.toolcalls.window import MORE, Window, spaces
 
 KEY = re.compile(r"[^\W\d][\w.-]*")
@@ -38,18 +38,14 @@ _SIMPLE = {"\\": "\\", "'": "'", '"': '"', "a": "\a", "b": "\b", "f": "\f", "n":
 _CLOSER = {"call": ")", "**": "}", "{": "}", "[": "]", "(": ")"}
 
 
-class PyArguments:
-    """The arguments of one call, from behind its `(` on; passes them on as JSON text to `emit`.
+class PyArguments(Transcriber):
+    """The arguments of one call, from behind its `(` on.
 
-    `done`: the closing bracket has come. `broken`: why they cannot be read. `repairs`: what was mended on the way.
-    `positional`: names for arguments that are given without one, in their order.
+    positional: names for arguments that are given without one, in their order.
     """
 
     def __init__(self, emit: Callable[[str], None], positional: Sequence[str] = ()) -> None:
-        self.done = False
-        self.broken = ""
-        self.repairs: list[str] = []
-        self._writer = JsonWriter(emit)
+        super().__init__(emit, _RUN)
         self._open = ["call"]
         self._positional = list(positional)
         self._named = False  # an argument with a name has come
@@ -57,32 +53,9 @@ class PyArguments:
         self._quote = ""
         self._raw = False
         self._key: list[str] | None = None  # pieces of the key that is being read
-        self._hot = False  # inside a string: text that needs no escapes is passed on as it comes
 
-    @property
-    def duplicates(self) -> list[tuple[str, str]]:
-        """Later values of a key that was there: the key, and its value as JSON text."""
-        return self._writer.duplicates
-
-    def value(self) -> dict[str, Any]:
-        """The arguments that were read, once they are `done`. Raises `ValueError` for a number that is too long."""
-        return self._writer.value()
-
-    def read(self, window: Window, at: int) -> int:
-        """Read on from `at`; return up to where the window is decided."""
-        size = len(window.text)
-        if self._hot and (end := _RUN(window.text, at).end()) == size:
-            if end > at:
-                self._writer.plain(window.text[at:end])
-            return end
-        while at < size and not (self.done or self.broken):
-            end = self._state(window, at)
-            if end < 0:
-                break
-            at = end
-        self._hot = self._key is None and self._state == self._string
-        self._writer.flush()
-        return at
+    def _in_string(self) -> bool:
+        return self._key is None and self._state == self._string
 
     # ---- between values ----
 
@@ -316,14 +289,6 @@ class PyArguments:
         self._key = None
         self._state = self._value
         return at + 1
-
-    def _repaired(self, what: str) -> None:
-        if what not in self.repairs:
-            self.repairs.append(what)
-
-    def _break(self, reason: str, at: int) -> int:
-        self.broken = reason
-        return at
 
 
 def number(text: str) -> str | None:

@@ -214,7 +214,7 @@ JSON = st.recursive(
 CALLS = st.lists(st.builds(ToolCall, NAMES, st.dictionaries(NAMES | STRINGS, JSON, max_size=4)), min_size=1, max_size=3)
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(CALLS, st.integers(0, 9))
 def test_what_is_rendered_is_read_back(calls, chunk):
     found = read("Sure.\n" + gemma.render(calls), "gemma", chunk=chunk)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-from pathlib import Path
-from types import ModuleType
 
 import pytest
+from grammar_machine import NAMES, TOOLS, Machine, ids_of, machine, modes
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -16,19 +14,6 @@ from punie_mlx.toolcalls.calls import ToolCall
 from punie_mlx.toolcalls.grammar import Constraint, grammar
 from punie_mlx.toolcalls.stream import read
 
-
-def _beside(name: str) -> ModuleType:
-    """A module of this directory, which is no package."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-run = _beside("grammar_machine")
-Machine, machine, modes, ids_of = run.Machine, run.machine, run.modes, run.ids_of
-NAMES, TOOLS = run.NAMES, run.TOOLS
 WALKS = 12
 CLOSED_THEN_TAG = re.compile(r"</\w+>\s*<")
 SAFE = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)

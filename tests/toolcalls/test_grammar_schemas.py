@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import replace
-from pathlib import Path
-from types import ModuleType
 
 import pytest
+from grammar_machine import MARKERS, NAMES, TOOLS, Machine, machine
 
 from punie_mlx.errors import ConfigError
 from punie_mlx.toolcalls import formats
@@ -15,28 +13,16 @@ from punie_mlx.toolcalls.calls import Tool, ToolCall
 from punie_mlx.toolcalls.formats import dsml, smollm3
 from punie_mlx.toolcalls.grammar import Constraint, grammar
 
-
-def _beside(name: str) -> ModuleType:
-    """A module of this directory, which is no package."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-run = _beside("grammar_machine")
-Machine, machine, MARKERS, NAMES, TOOLS = run.Machine, run.machine, run.MARKERS, run.NAMES, run.TOOLS
 GOOD = [ToolCall("write_file", {"times": 3, "path": "a b"}), ToolCall("now", {})]
 
 
-def one(schema: object, name: str = "hermes", definitions: dict | None = None) -> run.Machine:
+def one(schema: object, name: str = "hermes", definitions: dict | None = None) -> Machine:
     """The grammar of a tool `f` with one required parameter `x`."""
     parameters = {"type": "object", "properties": {"x": schema}, "required": ["x"], **(definitions or {})}
     return Machine(grammar(name, [Tool("f", parameters=parameters)], Constraint("required")), ())
 
 
-def takes(found: run.Machine, *values: object, name: str = "hermes") -> list[bool]:
+def takes(found: Machine, *values: object, name: str = "hermes") -> list[bool]:
     return [found.stops_at(formats.get(name).render([ToolCall("f", {"x": v})])) is None for v in values]
 
 

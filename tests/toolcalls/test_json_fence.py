@@ -147,7 +147,7 @@ NAMES = st.from_regex(r"[A-Za-z_][A-Za-z0-9_.-]{0,20}", fullmatch=True)
 CALLS = st.lists(st.builds(ToolCall, NAMES, st.dictionaries(STRINGS, JSON, max_size=4)), min_size=1, max_size=3)
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(CALLS, st.integers(0, 9))
 def test_what_is_rendered_is_read_back(calls, chunk):
     text = "Sure.\n" + json_fence.render(calls)

@@ -209,7 +209,7 @@ def test_a_marker_in_a_string_is_data():
     assert read_any(text).calls == [ToolCall("f", {"a": f"{CLOSE} {OPEN}"})]
     parser = StreamParser("pythonic", control={1: OPEN, 2: CLOSE})
     spelled = [*parser.feed(f"{OPEN}[f(a=1)]{CLOSE}"), *parser.finish()]
-    assert not gather(spelled).calls[0:0] and gather(spelled).content.startswith(OPEN)
+    assert gather(spelled).content == OPEN + CLOSE  # text around a bare list
     parser = StreamParser("pythonic", control={1: OPEN, 2: CLOSE})
     events = [*parser.feed(OPEN, [1]), *parser.feed("[f(a=1)]"), *parser.feed(CLOSE, [2]), *parser.finish()]
     assert gather(events).calls == [ToolCall("f", {"a": 1})]
@@ -227,7 +227,7 @@ JSON = st.recursive(
 CALLS = st.lists(st.builds(ToolCall, NAMES, st.dictionaries(NAMES | STRINGS, JSON, max_size=4)), min_size=1, max_size=3)
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(CALLS, st.integers(0, 9))
 def test_what_is_rendered_is_read_back(calls, chunk):
     found = read("Sure.\n" + pythonic.render(calls), "pythonic", chunk=chunk)

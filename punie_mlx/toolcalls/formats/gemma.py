@@ -22,7 +22,7 @@ from punie_mlx.toolcalls.calls import Tool, ToolCall, dumps
 from punie_mlx.toolcalls.grammar_calls import json_calls
 from punie_mlx.toolcalls.grammar_rules import Frame, Rules, pattern, quote
 from punie_mlx.toolcalls.grammar_values import Style
-from punie_mlx.toolcalls.jsonwriter import DEPTH, SPECIAL, JsonWriter
+from punie_mlx.toolcalls.jsonwriter import DEPTH, SPECIAL, Transcriber
 from punie_mlx.toolcalls.pystream import CONSTANTS
 from punie_mlx.toolcalls.sink import Sink
 from punie_mlx.toolcalls.window import MORE, NO, Window, first, literal, spaces
@@ -146,46 +146,17 @@ class Body(Block):
         return self.over(window, at if at == len(window.text) else window.pos)
 
 
-class Arguments:
-    """The arguments of one call, from behind its `{` on; passes them on as JSON text to `emit`.
-
-    `done`: the closing bracket has come. `broken`: why they cannot be read. `repairs`: what was mended on the way.
-    """
+class Arguments(Transcriber):
+    """The arguments of one call, from behind its `{` on."""
 
     def __init__(self, emit: Callable[[str], None], spelling: Spelling) -> None:
-        self.done = False
-        self.broken = ""
-        self.repairs: list[str] = []
+        super().__init__(emit, _RUN)
         self._quote, self._closer = spelling.quote, spelling.close
-        self._writer = JsonWriter(emit)
         self._open = ["{"]
         self._state = self._element
-        self._hot = False  # inside a string: text that needs no escapes is passed on as it comes
 
-    @property
-    def duplicates(self) -> list[tuple[str, str]]:
-        """Later values of a key that was there: the key, and its value as JSON text."""
-        return self._writer.duplicates
-
-    def value(self) -> dict[str, Any]:
-        """The arguments that were read, once they are `done`. Raises `ValueError` for a number that is too long."""
-        return self._writer.value()
-
-    def read(self, window: Window, at: int) -> int:
-        """Read on from `at`; return up to where the window is decided."""
-        size = len(window.text)
-        if self._hot and (end := _RUN(window.text, at).end()) == size:
-            if end > at:
-                self._writer.plain(window.text[at:end])
-            return end
-        while at < size and not (self.done or self.broken):
-            end = self._state(window, at)
-            if end < 0:
-                break
-            at = end
-        self._hot = self._state == self._string
-        self._writer.flush()
-        return at
+    def _in_string(self) -> bool:
+        return self._state == self._string
 
     # ---- between values ----
 
@@ -357,14 +328,6 @@ class Arguments:
             return at
         end, _ = self._key(window, at)
         return end
-
-    def _repaired(self, what: str) -> None:
-        if what not in self.repairs:
-            self.repairs.append(what)
-
-    def _break(self, reason: str, at: int) -> int:
-        self.broken = reason
-        return at
 
 
 def _unquoted(text: str) -> str:
