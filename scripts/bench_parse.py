@@ -34,7 +34,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -120,24 +120,45 @@ def mlx_lm(module: str) -> Read:
     return read
 
 
+class VllmTokenizer:
+    """As much of a tokenizer as vLLM's parsers ask for."""
+
+    eos_token_id = None
+    vocabulary: ClassVar = {m: i for i, m in enumerate(("<think>", "</think>", "<tool_call>", "</tool_call>"))}
+
+    def get_vocab(self) -> dict[str, int]:
+        return self.vocabulary
+
+    def encode(self, text: str, **_: Any) -> list[int]:
+        return [ord(c) for c in text]
+
+    def decode(self, ids: Sequence[int], **_: Any) -> str:
+        return "".join(map(chr, ids))
+
+
 def vllm_engine() -> Read:
-    """vLLM's streaming engine (0.24 and later) with the Qwen3-Coder grammar."""
+    """vLLM's streaming engine for Qwen3-Coder as its server runs it: text in, deltas of JSON arguments out."""
+    parser = need("vllm.parser.qwen3").Qwen3Parser
+    protocol = need("vllm.entrypoints.openai.chat_completion.protocol")
+    asked = protocol.ChatCompletionRequest(model="m", messages=[], tools=[TOOL.to_openai()])
+
+    def read(pieces: Sequence[str]) -> tuple[str, bool]:
+        reader, out = parser(VllmTokenizer(), asked.tools, chat_template_kwargs={"enable_thinking": False}), []
+        for i, piece in enumerate(pieces, 1):
+            delta = reader.parse_delta(piece, [], asked, finished=i == len(pieces))
+            out += [c.function.arguments or "" for c in (delta.tool_calls if delta else ()) if c.function]
+        return json.loads("".join(out))["text"], len(out) > 10
+
+    return read
+
+
+def vllm_lexer() -> Read:
+    """The part of that engine that cuts the text into raw pieces: no JSON, no types."""
     engine = need("vllm.parser.engine.streaming_parser_engine").StreamingParserEngine
     config = need("vllm.parser.qwen3").qwen3_config
 
-    vocabulary = {m: i for i, m in enumerate(("<think>", "</think>", "<tool_call>", "</tool_call>"))}
-
-    class Tokenizer:
-        eos_token_id = None
-
-        def get_vocab(self) -> dict[str, int]:
-            return vocabulary
-
-        def decode(self, ids: Sequence[int]) -> str:
-            return "".join(m for m, i in vocabulary.items() if i in ids)
-
     def read(pieces: Sequence[str]) -> tuple[str, bool]:
-        reader, out = engine(config(thinking=False), Tokenizer()), []
+        reader, out = engine(config(thinking=False), VllmTokenizer()), []
         for piece in pieces:
             out += [str(event.value) for event in reader.feed(piece, [])]
         return "".join(out), len(out) > 10
@@ -150,20 +171,10 @@ def vllm_tool_parser(path: str, name: str) -> Read:
     parser = getattr(need(path), name)
     request = need("vllm.entrypoints.openai.chat_completion.protocol").ChatCompletionRequest
 
-    class Tokenizer:
-        def get_vocab(self) -> dict[str, int]:
-            return {"<tool_call>": 1, "</tool_call>": 2}
-
-        def encode(self, text: str, **_: Any) -> list[int]:
-            return [ord(c) for c in text]
-
-        def decode(self, ids: Sequence[int]) -> str:
-            return "".join(map(chr, ids))
-
     asked = request(model="m", messages=[], tools=[TOOL.to_openai()])
 
     def read(pieces: Sequence[str]) -> tuple[str, bool]:
-        reader, before, out = parser(Tokenizer()), "", []
+        reader, before, out = parser(VllmTokenizer()), "", []
         for piece in pieces:
             now = before + piece
             delta = reader.extract_tool_calls_streaming(before, now, piece, [], [], [], asked)
@@ -199,6 +210,7 @@ OTHERS: tuple[tuple[str, str, Callable[[], Read]], ...] = (
     ("mlx_lm", "qwen3_coder", lambda: mlx_lm("qwen3_coder")),
     ("mlx_lm", "hermes", lambda: mlx_lm("json_tools")),
     ("vllm engine", "qwen3_coder", vllm_engine),
+    ("vllm lexer alone", "qwen3_coder", vllm_lexer),
     (
         "vllm tool parser",
         "hermes",
@@ -248,7 +260,7 @@ def once(row: Row, read: Read, pieces: Sequence[str], size: int) -> float:
     for _ in range(rounds):
         value, row.streams = read(pieces)
     taken = (time.perf_counter() - began) / rounds
-    if row.reader in ("punie-mlx", "mlx_lm") and value != argument(size):
+    if row.reader in ("punie-mlx", "mlx_lm", "vllm engine") and value != argument(size):
         raise SystemExit(f"{row.reader} {row.format}: the argument that was read is another one")
     return taken
 
