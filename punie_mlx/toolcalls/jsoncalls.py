@@ -189,7 +189,7 @@ class JsonBody:
         self._sink = sink
         self._close_marker, self._fenced, self._accept, self._nameless = close, fenced, accept, nameless
         self._ends = tuple(m for m in (close, opened) if m)
-        self._stream = JsonStream(_ignore, closers=(close,), route=self._route)
+        self._stream = self._new_stream()
         self._listed = False
         self._entry: Entry | None = None
         self._raw: list[str] = []  # of the entry, and what separates it from the one before
@@ -201,6 +201,9 @@ class JsonBody:
     def step(self, window: Window) -> bool:
         """Read on; return whether anything was decided."""
         return self._step(window)
+
+    def _new_stream(self) -> JsonStream:
+        return JsonStream(_ignore, closers=(self._close_marker,), route=self._route)
 
     def _route(self, depth: int, key: str, char: str) -> Slot | None:
         if depth == 0 and char == "[":
@@ -306,6 +309,8 @@ class JsonBody:
         to = closing(window, self._close_marker, self._fenced)
         if to == MORE:
             return False
+        if to == window.pos and self.calls and (another := self._another(window)) != NO:
+            return another != MORE
         if not self.calls:
             self._sink.take(window, to)
             self._no_call(self._reason)
@@ -314,6 +319,19 @@ class JsonBody:
         self._sink.mark(window, to)
         self.done = True
         return True
+
+    def _another(self, window: Window) -> int:
+        """Begin the next object, where one follows before the block is closed: some models write calls like that."""
+        at = spaces(window, window.pos)
+        if not self._close_marker or self._listed or self._junk or window.text[at : at + 1] != "{":
+            return NO
+        found = opens(window, at)
+        if found == MORE and window.ended:
+            return NO
+        if found > 0:
+            self._sink.mark(window, at)
+            self._stream, self._step = self._new_stream(), self._read
+        return found
 
     def _end_list(self) -> None:
         """What was taken since the last call: the closing bracket, and entries that are none."""

@@ -14,6 +14,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from itertools import islice
 from typing import Any
 
@@ -22,6 +23,13 @@ from punie_mlx.toolcalls.calls import Problem, Tool
 NO_FIT = object()
 _INTEGER = re.compile(r"[+-]?\d+(?:_\d+)*\Z", re.ASCII)
 _NUMBER = re.compile(r"[+-]?(?:\d+(?:_\d+)*\.?(?:\d+(?:_\d+)*)?|\.\d+(?:_\d+)*)(?:[eE][+-]?\d+)?\Z", re.ASCII)
+_NULLS = ("null", "none")  # as models write it, in lower case
+_OTHER_NAMES = re.compile(  # of the types of JSON schema, as tools that were not written by hand declare them
+    r"(?P<string>str|text|(?:var)?char)|(?P<boolean>bool|binary)"
+    r"|(?P<integer>u?int\d*|(?:unsigned|long|short|big)(?:[ _]?(?:int(?:eger)?|long|short))?)"
+    r"|(?P<number>num|float\d*|double|decimal)"
+    r"|(?P<array>arr|list|tuple|sequence)|(?P<object>dict|map)"
+)
 _EXACT = 2**53  # beyond it a float no longer names one integer
 _DEPTH = 16  # a schema that refers to itself is followed no further
 _BRANCHES = 64  # of one schema; unions that refer to themselves have no end of them
@@ -123,7 +131,7 @@ def lookup(ref: str, root: Mapping[str, Any]) -> Any:
 def is_plain_string(schema: Any, root: Mapping[str, Any]) -> bool:
     """Whether every text is a value of `schema` as it stands, so that it can be passed on while it arrives."""
     found = list(branches(schema, root))
-    return all(b.get("type") == "string" and "enum" not in b and "const" not in b for b in found)
+    return all(_meant(b) == "string" and "enum" not in b and "const" not in b for b in found)
 
 
 def coerce(text: str, schema: Any, root: Mapping[str, Any]) -> tuple[Any, str | None]:
@@ -135,18 +143,25 @@ def coerce(text: str, schema: Any, root: Mapping[str, Any]) -> tuple[Any, str | 
     for branch in found:
         if (value := _as_branch(text, branch)) is not NO_FIT:
             return value, None
-    kinds = sorted({k for b in found if (k := kind_of(b))})
+    kinds = sorted({k for b in found if (k := _meant(b))})
     wanted = " or ".join(kinds) or "one of the allowed values"
-    if text.strip() == "null":
+    if text.strip().lower() in _NULLS and not any(_takes_text(b) for b in found):
         return None, f"null where the schema wants {wanted}"
     return text, f"does not fit the schema: wants {wanted}"
+
+
+def _takes_text(branch: Mapping[str, Any]) -> bool:
+    allowed = [branch["const"]] if "const" in branch else branch.get("enum")
+    if isinstance(allowed, list):
+        return any(isinstance(member, str) for member in allowed)
+    return _meant(branch) not in _ORDER or _meant(branch) == "string"
 
 
 _ORDER = {"null": 0, "boolean": 1, "integer": 2, "number": 3, "array": 4, "object": 5, "string": 6}
 
 
 def _rank(branch: Mapping[str, Any]) -> int:
-    return -1 if "enum" in branch or "const" in branch else _ORDER.get(kind_of(branch) or "", 7)
+    return -1 if "enum" in branch or "const" in branch else _ORDER.get(_meant(branch) or "", 7)
 
 
 def kind_of(branch: Mapping[str, Any]) -> str | None:
@@ -159,11 +174,23 @@ def kind_of(branch: Mapping[str, Any]) -> str | None:
     return "array" if "items" in branch else None
 
 
+def _meant(branch: Mapping[str, Any]) -> str | None:
+    """As `kind_of`, by the name of JSON schema also where the type goes by another: values are read leniently."""
+    kind = kind_of(branch)
+    return kind if kind is None or kind in _ORDER else _proper(kind)
+
+
+@lru_cache(maxsize=256)
+def _proper(kind: str) -> str:
+    found = _OTHER_NAMES.fullmatch(kind.lower())
+    return (found.lastgroup if found else None) or kind
+
+
 def _as_branch(text: str, branch: Mapping[str, Any]) -> Any:
     allowed = [branch["const"]] if "const" in branch else branch.get("enum")
     if isinstance(allowed, list):
         return _as_member(text, allowed)
-    kind = kind_of(branch)
+    kind = _meant(branch)
     if kind is None:
         return _untyped(text)
     reader = _READERS.get(kind)
@@ -179,6 +206,8 @@ def _as_member(text: str, allowed: list[Any]) -> Any:
             continue
         if stripped == json.dumps(member) or stripped == str(member):  # true and True, null and None
             return member
+        if member is None and stripped.lower() in _NULLS:
+            return None
         if isinstance(member, dict | list) and _spells(stripped, member):
             return member
     return NO_FIT
@@ -283,7 +312,7 @@ def _fits_branch(value: Any, branch: Mapping[str, Any], root: Mapping[str, Any],
     allowed = [branch["const"]] if "const" in branch else branch.get("enum")
     if isinstance(allowed, list) and not any(type(a) is type(value) and a == value for a in allowed):
         return False
-    kind = kind_of(branch)
+    kind = _meant(branch)
     if kind == "object" and isinstance(value, dict):
         properties = branch.get("properties")
         properties = properties if isinstance(properties, Mapping) else {}

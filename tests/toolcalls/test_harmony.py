@@ -89,6 +89,9 @@ def test_arguments_stream():
         ("<|channel|>commentary to=assistant<|message|>note<|end|>", "note", ""),
         ("<|channel|>final<|message|>4<|end|>\n<|return|>\n", "4", ""),
         ("a<|channel|>final<|message|>b<|end|> c", "a\nb\n c", ""),
+        (f"{FINAL}4<|end|><|channel|>final: 5<|return|>", "4\n<|channel|>final: 5<|return|>", ""),
+        (f"{FINAL}4<|end|><|start|>x y<|end|>{FINAL}5<|return|>", "4\n<|start|>x y<|end|>\n5", ""),
+        (f"{FINAL}4<|end|> The <|channel|> marker.<|return|>", "4\n The <|channel|> marker.", ""),
     ],
 )
 def test_texts(text, content, reasoning):

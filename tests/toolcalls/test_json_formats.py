@@ -223,6 +223,18 @@ def test_entries_of_a_list_are_calls_each_finished_at_its_end():
     assert len(finished(parser.feed(text[: text.index(', {"name": "f"')]))) == 1
 
 
+@pytest.mark.parametrize("between", ["\n", "", " \n\n"])
+def test_a_block_may_hold_several_objects(between):
+    one, two = (json.dumps({"name": "run", "arguments": {"command": command}}) for command in ("ls", "{"))
+    calls = [LS, ToolCall("run", {"command": "{"})]
+    for text in (block(one + between + two), f"<tool_call>{one}{between}{two}"):
+        found = both(f"a {text}", "hermes")
+        assert found.calls == calls and found.content.strip() == "a" and not found.problems
+    found = both(block(f"{one}{between}{{'x': 1}}") + "z", "hermes")
+    assert found.calls == [LS] and found.visible() == "{'x': 1}z" and kinds(found) == ["malformed"]
+    assert both(block(one + between + "{ prose }"), "hermes").calls == [LS]
+
+
 def test_a_call_that_is_broken_after_its_start_says_so():
     events = StreamParser("hermes", TOOLS).feed('<tool_call>{"name": "run", "arguments": {"n": oops}}</tool_call>')
     assert events[0] == CallStarted(0, "run")
@@ -389,8 +401,17 @@ def test_llama_built_in_calls():
 
 
 def test_kimi_ids_and_odd_names():
-    found = both(k2(k2_call("functions.a.b:c:7", "{}"), k2_call("functions.run", "{}")), "kimi", [])
-    assert [(c.name, c.id) for c in found.calls] == [("a.b:c", "functions.a.b:c:7"), ("run", "functions.run")]
+    found = both(k2(k2_call("functions.a.b:c:7", "{}"), k2_call("functions.f", "{}")), "kimi")
+    assert [(c.name, c.id) for c in found.calls] == [("a.b:c", "functions.a.b:c:7"), ("f", "functions.f")]
+
+
+@pytest.mark.parametrize(("id", "tools"), [("functions.f.0", TOOLS), ("f_0", TOOLS), ("0", TOOLS), ("functions.f", [])])
+def test_kimi_an_id_without_an_index_must_name_a_tool(id, tools):
+    odd = k2_call(id, "{}")
+    found = both(k2(odd, k2_call("functions.run:1")), "kimi", tools)
+    assert found.calls == [LS] and found.content == kimi.OPEN + odd
+    found = both(k2(k2_call("functions.run:1"), odd), "kimi", tools)
+    assert found.calls == [LS] and found.content == odd + kimi.CLOSE
 
 
 def test_kimi_an_empty_section_is_framing():

@@ -150,6 +150,18 @@ def test_without_tools_any_name_counts_in_a_bare_list():
     assert read_any(text).visible() == text
 
 
+@pytest.mark.parametrize("marker", [CLOSE, pythonic.PYTHON_CLOSE, "</function_calls>", f"\n {CLOSE}"])
+def test_a_closing_marker_behind_a_bare_list_is_framing(marker):
+    found = read_any(f"So [run(command='ls')]{marker} and on.", TOOLS)
+    assert found.calls == [ToolCall("run", {"command": "ls"})] and found.content == "So  and on."
+    assert read_any(f"[run(command='ls')]{marker}", TOOLS).content == ""
+
+
+@pytest.mark.parametrize("text", [f"[run] {CLOSE}", f"a {CLOSE} b", f"[run(command=ls)]{CLOSE}"])
+def test_a_closing_marker_behind_no_call_is_text(text):
+    assert read_any(text, TOOLS).visible() == text
+
+
 def test_calls_before_the_one_that_breaks_stand():
     found = read_any("[run(command='a'), run(command=b), x]", TOOLS)
     assert [c.arguments for c in found.calls] == [{"command": "a"}]

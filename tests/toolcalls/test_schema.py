@@ -48,6 +48,15 @@ STRING, INTEGER, NUMBER, BOOLEAN = ({"type": t} for t in ("string", "integer", "
         ("{broken", {}, "{broken"),
         ("[1]", {"items": INTEGER}, [1]),
         ("text", {"$ref": "#/$defs/Self"}, "text"),
+        ("NONE", {"enum": ["low", None]}, None),
+        ("2.75", {"type": "float"}, 2.75),
+        ("12", {"type": "int64"}, 12),
+        ("12", {"type": "unsigned int"}, 12),
+        ("12", {"type": "Str"}, "12"),
+        ("False", {"type": "bool"}, False),
+        ('{"k": [0]}', {"type": "dict"}, {"k": [0]}),
+        ("[0]", {"type": ["list", "null"]}, [0]),
+        ("12", {"type": "date"}, "12"),
     ],
 )
 def test_a_value_that_fits(text, schema, value):
@@ -60,12 +69,20 @@ def test_a_value_that_fits(text, schema, value):
     [
         ("seven", INTEGER), ("3.5", INTEGER), ("1e300", INTEGER), ("NaN", NUMBER), ("inf", NUMBER), ("1e999", NUMBER),
         ("1_.5", NUMBER), ("yes", BOOLEAN), ("1", BOOLEAN), ("{1, 2}", {"type": "array"}), ("[1]", {"type": "object"}),
+        ("null", {"enum": ["fast", 1]}), ("none", {"const": "x"}), ("x", {"type": "float"}),
         ("slow", {"enum": ["fast", 1]}), ("9" * 5000, INTEGER), ("[" * 100_000, {"type": "array"}),
     ],
 )  # fmt: skip
 def test_a_value_that_does_not_fit_stays_as_written_and_is_reported(text, schema):
     got, problem = coerce(text, schema, {})
     assert got == text and problem
+
+
+@pytest.mark.parametrize("text", ["null", " None\n", "NULL"])
+@pytest.mark.parametrize("schema", [INTEGER, {"type": "object"}, {"anyOf": [NUMBER, BOOLEAN]}, {"enum": [1, 2]}])
+def test_null_where_no_text_can_stand_is_null_and_is_reported(text, schema):
+    got, problem = coerce(text, schema, {})
+    assert got is None and "null where the schema wants" in (problem or "")
 
 
 def test_strict_json():

@@ -7,9 +7,10 @@
 The model goes on after `<|start|>assistant`, so a turn may begin in the middle of a header. Who is called stands after
 `to=`, in the role's part of the header or in the channel's. A message ends at a marker, or where the next one begins.
 
-A marker that begins a message counts only where a whole header follows; else it is text. Where only text is given, a
-marker that ends a message is text, too, if more text follows that ends in such a marker. The end of arguments is found
-by the strings and brackets of their JSON. Texts of several messages are joined by a line break when they are shown.
+A marker that begins a message counts only where a whole header follows; else it is text, and so is the marker behind a
+message whose header cannot be read. Where only text is given, a marker that ends a message is text, too, if more text
+follows that ends in such a marker. The end of arguments is found by the strings and brackets of their JSON. Texts of
+several messages are joined by a line break when they are shown.
 """
 
 from __future__ import annotations
@@ -139,6 +140,8 @@ class Reader:
         self._sink = sink
         self._begun = sink.in_reasoning  # whether there was a message
         self._headless = not self._begun  # whether a header without its first marker may stand here
+        self._bare = True  # whether no text has come since the last message
+        self._broken = False  # whether that text began with a marker whose header cannot be read
         self._step = self._message if self._begun else self._between
         self._tool = ""
         self._arguments = JsonArguments(sink, _ENDS)
@@ -199,7 +202,12 @@ class Reader:
         if end < 0:
             return end
         if marker in _OPENS:
-            return self._enter(window, header(window, end, _AFTER[marker]))
+            entered = self._enter(window, header(window, end, _AFTER[marker]))
+            self._broken = self._broken or (self._begun and self._bare and entered == NO)
+            return entered
+        if self._broken:
+            self._broken = False
+            return NO
         if not self._begun and marker not in window.solid:
             after = spaces(window, end)
             if after < len(window.text):
@@ -248,6 +256,7 @@ class Reader:
     def _over(self, end: int) -> int:
         self._sink.in_reasoning = False
         self._headless, self._begun = True, True
+        self._bare, self._broken = True, False
         self._step = self._between
         return end
 
@@ -260,6 +269,7 @@ class Reader:
         """Pass text on up to where something may begin or end, and decide that."""
         found = hint.search(window.text, window.pos)
         at = found.start() if found else len(window.text)
+        self._bare = self._bare and at == window.pos
         self._sink.text(window, at)
         if found is None:
             return False
@@ -267,6 +277,7 @@ class Reader:
         if decided == MORE and not window.ended:
             return False
         if decided < 0:
+            self._bare = False
             self._sink.text(window, at + 1)
         return True
 

@@ -3,9 +3,9 @@
     <|tool_call_start|>[NAME(KEY="text", KEY=1), NAME()]<|tool_call_end|>
 
 The list may also stand between `<|python_start|>` and its end (Llama 4) or in `<function_calls>` (OLMo 3), or bare in
-the text: a bare one counts where it begins with a call, of an offered tool if any are offered. Between markers a call
-needs no list around it, and may be written as JSON. Strings end at their quote: one that holds quotes of its own kind,
-not escaped, cannot be read.
+the text: a bare one counts where it begins with a call, of an offered tool if any are offered, and a closing marker
+behind it is framing. Between markers a call needs no list around it, and may be written as JSON. Strings end at their
+quote: one that holds quotes of its own kind, not escaped, cannot be read.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def bare(window: Window, at: int, sink: Sink, format: Format) -> Opening:
     if found > 0:
         found = _ends_if_empty(window, spaces(window, found))
     if found > 0:
-        return Opening(at, Body(sink))
+        return Opening(at, Body(sink, strays=tuple(filter(None, (format.close, *_OTHERS.values())))))
     return Opening(found, name=name if sink.tools else "")
 
 
@@ -148,10 +148,16 @@ def _ends_if_empty(window: Window, at: int) -> int:
 
 
 class Body(Block):
-    """Reads calls from a list, or from a block between markers."""
+    """Reads calls from a list, or from a block between markers.
 
-    def __init__(self, sink: Sink, openers: Sequence[str] = (), closer: str = "") -> None:
+    strays: markers that may end a list which no marker opened.
+    """
+
+    def __init__(
+        self, sink: Sink, openers: Sequence[str] = (), closer: str = "", *, strays: Sequence[str] = ()
+    ) -> None:
         super().__init__(sink, openers, closer)
+        self._strays = strays
         self._listed = False
         self._first = True
 
@@ -191,10 +197,17 @@ class Body(Block):
 
     def _end_list(self, window: Window, end: int) -> bool:
         self._listed = False
-        if not self.closer:
-            return self.over(window, end)
         self.sink.mark(window, end)
+        if not self.closer:
+            self._step = self._stray
         return True
+
+    def _stray(self, window: Window) -> bool:
+        """After a list in the text: a marker that should have been opened before it."""
+        end, _ = first(window, spaces(window, window.pos), self._strays)
+        if end == MORE and not window.ended:
+            return False
+        return self.over(window, max(end, window.pos))
 
     def _block_end(self, window: Window, at: int) -> bool:
         """Outside a list, in a block: its end, another list, or a call without one."""
