@@ -61,6 +61,7 @@ HANG = 30  # seconds of CPU time for one input
 UNIT = 2000  # characters of the smallest text whose time is taken
 GROWTH = 4  # from one length to the next
 BOUND = 2.2  # how much the time of a character may grow with it; quadratic is 4
+TURNS = 3  # how often a growth must show again
 EVERY = 100  # inputs for each whose time is taken
 
 
@@ -164,15 +165,21 @@ def grows(case: Case) -> str:
         return ""
     for chunk in (0, 4):
         costs = [cost(case, head + unit * (UNIT * GROWTH**i // len(unit) + 1), chunk) for i in range(2)]
-        if costs[1] > BOUND * costs[0]:  # it may be noise: look closer, and at more
-            longer = [head + unit * (UNIT * GROWTH**i // len(unit) + 1) for i in range(3)]
-            costs = [min(cost(case, text, chunk) for _ in range(3)) for text in longer]
-            if all(b > BOUND * a for a, b in pairwise(costs)):
-                shown = ", ".join(f"{c * 1e6:.2f}" for c in costs)
-                return (
-                    f"superlinear: {shown} µs a character, each text {GROWTH} times as long, {chunk or 'all'} at a time"
-                )
+        if costs[1] > BOUND * costs[0] and (costs := confirmed(case, head, unit, chunk)):
+            shown = ", ".join(f"{c * 1e6:.2f}" for c in costs)
+            return f"superlinear: {shown} µs a character, each text {GROWTH} times as long, {chunk or 'all'} at a time"
     return ""
+
+
+def confirmed(case: Case, head: str, unit: str, chunk: int) -> list[float]:
+    """The costs of three lengths, if each is above the bound time after time; else it was a busy machine."""
+    longer = [head + unit * (UNIT * GROWTH**i // len(unit) + 1) for i in range(3)]
+    costs: list[float] = []
+    for _ in range(TURNS):
+        costs = [min(cost(case, text, chunk) for _ in range(3)) for text in longer]
+        if not all(b > BOUND * a > 0 for a, b in pairwise(costs)):
+            return []
+    return costs
 
 
 def cost(case: Case, text: str, chunk: int) -> float:
