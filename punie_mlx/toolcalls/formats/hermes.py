@@ -63,7 +63,7 @@ def grammar(rules: Rules, format: Format, tools: Sequence[Tool]) -> Frame:
         before=opening,
         between=f"}}\n{format.close}\n{opening}",
         after=f"}}\n{format.close}",
-        never=(rf"{pattern(format.open)}\s*(`|[{{\[])",),
+        never=(rf"{pattern(format.open)}\s*(`|[{{\[]|<function=)",),
     )
 
 
