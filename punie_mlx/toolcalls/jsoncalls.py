@@ -252,18 +252,22 @@ class JsonBody:
             self._sink.no_call()
             self.done = True
             return True
-        raw = "".join(self._raw).lstrip(" \t\r\n,[")
-        self._raw, self._entry = [], None
         if entry.complete:
             self._finish(entry)
-        elif self._nameless and not self._listed and not entry.has_name and not whole(raw).broken:
+        else:
+            self._no_entry(entry, "".join(self._raw).lstrip(" \t\r\n,["))
+        self._raw, self._entry = [], None
+        self._stream.repairs.clear()
+        self._stream.duplicates.clear()
+        return True
+
+    def _no_entry(self, entry: Entry, raw: str) -> None:
+        """The object is no call, if it is not the arguments of one without a name."""
+        if self._nameless and not self._listed and not entry.has_name and not whole(raw).broken:
             self._finish_nameless(raw)
         else:
             self._junk.append(raw)
             self._reason = entry.reason if entry.name else "the object has no name of a function"
-        self._stream.repairs.clear()
-        self._stream.duplicates.clear()
-        return True
 
     def _finish(self, entry: Entry) -> None:
         sink = self._sink

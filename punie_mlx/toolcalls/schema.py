@@ -128,8 +128,18 @@ def lookup(ref: str, root: Mapping[str, Any]) -> Any:
     return value
 
 
+_CHOICES = {"enum", "const", "anyOf", "oneOf", "$ref", "nullable"}
+
+
+def _is_simple_string(schema: Any) -> bool:
+    """Whether every text fits, told at a glance, as of nearly every parameter."""
+    return isinstance(schema, dict) and schema.get("type") == "string" and not _CHOICES & schema.keys()
+
+
 def is_plain_string(schema: Any, root: Mapping[str, Any]) -> bool:
     """Whether every text is a value of `schema` as it stands, so that it can be passed on while it arrives."""
+    if _is_simple_string(schema):
+        return True
     found = list(branches(schema, root))
     return all(_meant(b) == "string" and "enum" not in b and "const" not in b for b in found)
 
@@ -293,18 +303,10 @@ _READERS = {
 }
 
 
-_CHOICES = {"enum", "const", "anyOf", "oneOf", "$ref"}
-
-
 def fits(value: Any, schema: Any, root: Mapping[str, Any], depth: int = 0) -> bool:
     """Whether `value` is of a type, and one of the values, that `schema` allows; objects and arrays to their leaves."""
-    if (
-        type(value) is str
-        and isinstance(schema, dict)
-        and schema.get("type") == "string"
-        and not _CHOICES & schema.keys()
-    ):
-        return True  # nearly every parameter
+    if isinstance(value, str) and _is_simple_string(schema):
+        return True
     return depth > _DEPTH or any(_fits_branch(value, b, root, depth) for b in branches(schema, root))
 
 

@@ -173,6 +173,8 @@ class Reader:
         begins_word = not marked and any(word.startswith(rest) for word in _STRAY_WORDS)
         if stop - at > _LONGEST or not (begins_word or marked):
             return NO
+        if rest.startswith("to=") and not window.ended and stop + _LONGEST > len(text) and text.find(">", stop) < 0:
+            return MORE  # a header has at least one marker to come
         if marked and self._begun and first(window, stop, _ENDS)[0] > 0:
             return self._stray(window, stop) if stop > at else NO
         if begins_word and not window.ended:
