@@ -23,7 +23,7 @@ from punie_mlx.toolcalls.jsoncalls import opens
 from punie_mlx.toolcalls.jsonstream import JsonArguments
 from punie_mlx.toolcalls.schema import branches, coerce, is_plain_string, kind_of, loads, mismatches
 from punie_mlx.toolcalls.sink import Sink
-from punie_mlx.toolcalls.window import MORE, NO, Window, first, literal, named
+from punie_mlx.toolcalls.window import MORE, NO, Window, before_newline, first, literal, named
 from punie_mlx.toolcalls.wire import MORE_OPENING, NO_OPENING, Format, Opening
 
 _SPACES = re.compile(r"\s*")
@@ -431,12 +431,8 @@ class Body:
 
     def _pass_on(self, window: Window, to: int) -> None:
         """Consume the value up to `to`, but for a newline that may be framing."""
-        text, start = window.text, window.pos
-        if to > start and text[to - 1] == "\n":
-            to -= 1
-        if to > start and text[to - 1] == "\r" and text[to : to + 1] in ("", "\n"):
-            to -= 1
-        if to > start:
+        to = before_newline(window.text, window.pos, to)
+        if to > window.pos:
             self._add(self._sink.take(window, to))
 
     def _add(self, piece: str) -> None:

@@ -84,6 +84,15 @@ def literal(window: Window, at: int, expected: str) -> int:
     return NO
 
 
+def before_newline(text: str, start: int, to: int) -> int:
+    """Where `text[start:to]` ends without a newline that may be the framing one before what comes next."""
+    if to > start and text[to - 1] == "\n":
+        to -= 1
+    if to > start and text[to - 1] == "\r" and text[to : to + 1] in ("", "\n"):
+        to -= 1
+    return to
+
+
 def spaces(window: Window, at: int) -> int:
     """The position after the white space at `at`."""
     found = _SPACES.match(window.text, at)

@@ -22,7 +22,7 @@ from punie_mlx.toolcalls.formats import hermes
 from punie_mlx.toolcalls.grammar_rules import Frame, Rules
 from punie_mlx.toolcalls.schema import is_plain_string
 from punie_mlx.toolcalls.sink import Sink
-from punie_mlx.toolcalls.window import MORE, NO, Window, literal
+from punie_mlx.toolcalls.window import MORE, NO, Window, before_newline, literal
 from punie_mlx.toolcalls.wire import NO_OPENING, Format, Opening
 
 CODE, CODE_END = "<code>", "</code>"
@@ -116,12 +116,7 @@ class CodeBody:
 
     def _pass_on(self, window: Window, to: int) -> None:
         """Pass on what is read, but for a newline that may be the framing one."""
-        text, start = window.text, window.pos
-        if to > start and text[to - 1] == "\n":
-            to -= 1
-        if to > start and text[to - 1] == "\r" and text[to : to + 1] in ("", "\n"):
-            to -= 1
-        self._add(self._sink.take(window, to))
+        self._add(self._sink.take(window, before_newline(window.text, window.pos, to)))
 
     def _add(self, piece: str) -> None:
         if piece:
