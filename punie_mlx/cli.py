@@ -213,22 +213,116 @@ def quantize(
 
 @app.command()
 def serve(
-    model: Annotated[Path, typer.Option(help="Model directory: config.json, weights, tokenizer, chat template.")],
+    model: Annotated[
+        Path | None, typer.Option(help="Model directory: config.json, weights, tokenizer, chat template.")
+    ] = None,
     adapter: Annotated[Path | None, typer.Option(help="Adapter directory (of `train`) to lay over the model.")] = None,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes any free one.")] = 8080,
     host: Annotated[
-        str, typer.Option(help="Address to listen on. The default is reachable from here only.")
-    ] = "127.0.0.1",
+        str | None, typer.Option(help="Address to listen on, reachable from here only. \\[default: 127.0.0.1]")
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="Port to listen on; 0 takes any free one. \\[default: 8080]"),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the model in the API. Default: its directory's.")] = None,
+    max_context: Annotated[
+        int | None, typer.Option(help="Tokens of prompt and answer together, where less than the model's own.")
+    ] = None,
+    kv_bits: Annotated[
+        int | None, typer.Option(help="Quantize the KV cache to so many bits; requests then run one at a time.")
+    ] = None,
+    prompt_cache_bytes: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Memory of the prompt cache, say 512M or 4G.")
+    ] = None,
+    max_concurrency: Annotated[int | None, typer.Option(help="Requests decoded at once. \\[default: 32]")] = None,
+    max_queue: Annotated[
+        int | None, typer.Option(help="Requests that may wait; one more is answered with 429. \\[default: 96]")
+    ] = None,
+    draft_model: Annotated[
+        Path | None, typer.Option(help="Small model to guess tokens ahead; requests run one at a time, unconstrained.")
+    ] = None,
+    chat_template: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Jinja file in the place of the model's own template.")
+    ] = None,
+    tool_call_format: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Wire format of its calls. Default: what its template shows.")
+    ] = None,
+    reasoning_format: Annotated[
+        str | None, typer.Option(metavar="auto|none|OPEN,CLOSE", help="Tags around its thinking. \\[default: auto]")
+    ] = None,
+    constrain: Annotated[
+        str | None,
+        typer.Option(metavar="auto|off|required-only", help="When a grammar holds calls to it. \\[default: auto]"),
+    ] = None,
+    rescue: Annotated[
+        bool | None, typer.Option("--rescue", help="Also read calls outside the wire format, marked as such.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Where a request says none; likewise the next four. Default: the model's own.")
+    ] = None,
+    top_p: Annotated[float | None, typer.Option(help="Sample from the likeliest of this mass.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Sample from so many; 0 from all.")] = None,
+    min_p: Annotated[float | None, typer.Option(help="Least probability, as a part of the likeliest's.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Of an answer. Default: what is left of the context.")] = None,
+    template_kwargs: Annotated[
+        str | None, typer.Option(metavar="JSON", help="For the chat template, say '{\"enable_thinking\": false}'.")
+    ] = None,
+    request_timeout: Annotated[
+        float | None, typer.Option(help="Seconds after which an answer is ended with an error. \\[default: 600]")
+    ] = None,
+    drain: Annotated[
+        float | None, typer.Option(help="Seconds that answers under way get after SIGTERM. \\[default: 30]")
+    ] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(help="Key that requests must carry. Better in the environment, as PUNIE_MLX_API_KEY."),
+    ] = None,
+    insecure: Annotated[
+        bool | None, typer.Option("--insecure", help="Let other machines call without a key, by any host name.")
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None, typer.Option(help="Origin of browsers' pages that may call (CORS); may be repeated.")
+    ] = None,
+    log_content: Annotated[
+        bool | None, typer.Option("--log-content", help="Log the text of requests and answers. Never done otherwise.")
+    ] = None,
+    log_level: Annotated[
+        str | None, typer.Option(metavar="debug|info|warning|error", help="What to log, to stderr. \\[default: info]")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="YAML file with these settings; options go over it.")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Say what would be served, and whether it fits, and exit.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --check: as JSON.")] = False,
 ) -> None:
     """Serve a model over an OpenAI-compatible API, with tool calls.
 
     When it is ready it writes one JSON line to stdout, with the url and the model's fingerprint; all else goes to
     stderr. Ctrl-C or SIGTERM stops it. Example: `punie-mlx serve --model data/tiny-base --port 0`
     """
-    from punie_mlx.serve.process import ServeConfig
-    from punie_mlx.serve.process import serve as run
+    from punie_mlx.serve.config import make_config
 
-    run(ServeConfig(model=model, adapter=adapter, host=host, port=port))
+    options = {
+        "model": model, "adapter": adapter, "host": host, "port": port, "name": name, "max_context": max_context,
+        "kv_bits": kv_bits, "prompt_cache_bytes": prompt_cache_bytes, "max_concurrency": max_concurrency,
+        "max_queue": max_queue, "draft_model": draft_model, "chat_template": chat_template,
+        "tool_call_format": tool_call_format, "reasoning_format": reasoning_format, "constrain": constrain,
+        "rescue": rescue, "temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p,
+        "max_tokens": max_tokens, "template_kwargs": template_kwargs, "request_timeout": request_timeout,
+        "drain": drain, "api_key": api_key, "insecure": insecure, "allow_origin": allow_origin or None,
+        "log_content": log_content, "log_level": log_level,
+    }  # fmt: skip
+    made = make_config(config, options)
+    if check:
+        from punie_mlx.serve.check import run_check
+
+        run_check(made, as_json=as_json)
+    else:
+        from punie_mlx.serve.process import serve as run
+
+        run(made)
 
 
 # ---- evals: eval ----

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -69,17 +70,21 @@ SPECIAL = [
     "</tool_response>", "<think>", "</think>",
 ]  # fmt: skip
 WEATHER = "\n<function=get_weather>\n<parameter=city>\n{}\n</parameter>\n</function>\n"
-# What the model writes after a prompt that ends with the key. Each piece is one token, and must occur only once.
+GET_WEATHER = ["<tool_call>", "\n<function=", "get_weather>\n<parameter=city>\n"]
+# What the model writes after a prompt that ends with the key. Each piece is one token: markers are tokens of their own,
+# and calls are cut where a grammar that leaves no choice cuts them.
 SCRIPTS = {
     "#hello": ["Hello", ", world ", "🌍!"],
-    "#call": ["<tool_call>", WEATHER.format("Paris"), "</tool_call>"],
-    "#spaced-call": ["\n \n", "Let me look.", "\n\n", "<tool_call>" + WEATHER.format("Oslo"), "</tool_call>\n", " \n "],
-    "#two-calls": ["<tool_call>\n<function=get_weather>", "\n<parameter=city>\nBern\n</parameter>\n</function>\n",
-                   "</tool_", "call>\n", "<tool_call>\n<function=add>\n<parameter=a>\n1\n",
-                   "</parameter>\n<parameter=b>\n2", "\n</parameter>\n</function>\n</tool_call>"],
-    "#hermes": ["<tool_call>\n", '{"name": "get_weather", ', '"arguments": {"city": "Rome"}}', "\n</tool_call>\n\n"],
-    "#broken": ["Well. ", "<tool_call>\n{no call", " at all", "\n</tool_call>", " So be it."],
-    "#cut": ["<tool_call>\n\n", "<function=get_weather>\n<parameter=city>\nLis"],
+    "#call": [*GET_WEATHER, "Paris\n</parameter>\n</function>\n", "</tool_call>"],
+    "#spaced-call": ["\n \n", "Let me ", "look.\n\n", *GET_WEATHER, "Oslo\n</parameter>\n</function>\n", "</tool_call>",
+                     "\n \n "],
+    "#two-calls": [*GET_WEATHER, "Bern\n</parameter>\n</function>\n", "</tool_call>", "\n",
+                   "<tool_call>", "\n<function=", "add>\n<parameter=a>\n", "1\n</parameter>\n<parameter=b>\n",
+                   "2\n</parameter>\n</function>\n", "</tool_call>"],
+    "#hermes": ["<tool_call>", '\n{"name": "', 'get_weather", "arguments": ', "{", '"city":', ' "Rome"}}\n',
+                "</tool_call>", "\n\n"],
+    "#broken": ["Well. ", "<tool_call>", "\n{no call", " at all\n", "</tool_call>", " So be it."],
+    "#cut": ["<tool_call>", "\n\n<function=get_weather>\n<parameter=city>\nLis"],
     "#fence": ["```json\n", '{"name": "get_weather", "arguments": {"city": "Kyiv"}}', "\n```"],
     "#think": ["<think>", "The user greets me.", "</think>", "Good day."],
     "#stop": ["one ", "two thr", "ee four"],
@@ -88,54 +93,97 @@ SCRIPTS = {
     "#silent": [],
 }  # fmt: skip
 COIN = ("heads ", "tails ")
+END = "<|im_end|>"
+HEAD = 64  # the width of the attention's head, and the most pieces that it can tell apart
+
+
+def transitions() -> tuple[dict[str, set[str]], dict[str, set[str]]]:
+    """What may follow each piece; and what follows after each piece that stands in one place only, up to the next such
+    one: where several pieces may follow, that tells which."""
+    pieces = [p for key, script in SCRIPTS.items() for p in [key, *script]]
+    places = {p: pieces.count(p) for p in pieces}
+    after: dict[str, set[str]] = {"\n": {END}}
+    later: dict[str, set[str]] = {}
+    known: dict[tuple[str, str], str] = {}
+    for key, script in SCRIPTS.items():
+        last = key
+        for now, then in zip([key, *script], [*script, END], strict=True):
+            last = now if places[now] == 1 else last
+            assert known.setdefault((last, now), then) == then, f"{now!r} after {last!r} is followed by two pieces"
+            after.setdefault(now, set()).add(then)
+    for (last, now), then in known.items():
+        if len(after[now]) > 1:
+            later.setdefault(last, set()).add(then)
+    told = [(after[now], later[last]) for last, now in known if len(after[now]) > 1]
+    assert all(len(may & tells) == 1 for may, tells in told), "two of the pieces are as likely"
+    return after | {"la ": {"la "}, **{now: set(COIN) for now in COIN}}, later
+
+
+def scripted_tokenizer(style: str) -> Any:
+    """Bytes, the pieces of the scripts, and markers; text that is a piece is encoded as it."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    pieces = {p: None for key, script in SCRIPTS.items() for p in [key, *script] if p not in SPECIAL}
+    spelled = {p: level.pre_tokenize_str(p)[0][0] for p in pieces}
+    vocabulary = dict.fromkeys([*sorted(level.alphabet()), *spelled.values()])
+    bpe = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(vocabulary)}, merges=[], ignore_merges=True))
+    pattern = Regex("|".join(re.escape(p) for p in sorted(pieces, key=len, reverse=True)))
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(pattern, "isolated"), level])
+    bpe.decoder = decoders.ByteLevel()
+    bpe.add_special_tokens(SPECIAL)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END, pad_token="<|endoftext|>")
+    tokenizer.chat_template = TEMPLATE.replace("@EXAMPLE@", TEMPLATES[style])
+    return tokenizer
 
 
 def build_scripted_model(path: Path, style: str) -> Path:
-    """A real Qwen3 model whose hand-made weights make each token follow one other: it writes `SCRIPTS`."""
+    """A real Qwen3 model with hand-made weights that writes `SCRIPTS`: the last token says what may follow, and where
+    that is several pieces, a head that attends to the last piece of one place only says which."""
     import mlx.core as mx
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
 
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bpe = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    bpe.add_special_tokens(SPECIAL)
-    pieces = {p: None for key, script in SCRIPTS.items() for p in [key, *script] if p not in SPECIAL}
-    bpe.add_tokens(list(pieces))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>")
-    tokenizer.chat_template = TEMPLATE.replace("@EXAMPLE@", TEMPLATES[style])
+    tokenizer = scripted_tokenizer(style)
     tokenizer.save_pretrained(str(path))
-
-    ids = tokenizer.get_vocab()
-    width = -(-len(ids) // 64) * 64
-    successors: dict[str, str] = {}
-    for key, script in SCRIPTS.items():
-        for now, then in zip([key, *script], [*script, "<|im_end|>"], strict=True):
-            assert successors.setdefault(now, then) == then, f"{now!r} has two successors"
-    successors["la "] = "la "
-    follows = mx.zeros((len(ids), width))
-    for name, index in ids.items():
-        follows[ids[successors.get(name, "<|im_end|>")], index] = 1.0
-    for now in COIN:  # either, with the same probability
-        follows[ids["<|im_end|>"], ids[now]] = 0
-        for then in COIN:
-            follows[ids[then], ids[now]] = 1.0
+    after, later = transitions()
+    vocabulary, names = tokenizer.get_vocab(), [*after, *COIN, *SCRIPTS]
+    ids = {name: tokenizer.encode(name, add_special_tokens=False)[0] for name in [END, *names]}
+    size, theta = len(vocabulary), 1e4
+    width = -(-(size + HEAD) // 64) * 64  # a dimension for each token, and one for each piece that chooses
     config = {
         "model_type": "qwen3", "hidden_size": width, "num_hidden_layers": 1, "intermediate_size": 64,
-        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 64, "rms_norm_eps": 1e-6,
-        "vocab_size": len(ids), "max_position_embeddings": 4096, "rope_theta": 1e6, "tie_word_embeddings": False,
-        "eos_token_id": ids["<|im_end|>"],
+        "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": HEAD, "rms_norm_eps": 1e-6,
+        "vocab_size": size, "max_position_embeddings": 4096, "rope_theta": theta, "tie_word_embeddings": False,
+        "eos_token_id": ids[END],
     }  # fmt: skip
     (path / "config.json").write_text(json.dumps(config))
-    zeros = {"self_attn.q_proj": (128, width), "self_attn.k_proj": (64, width), "self_attn.v_proj": (64, width),
-             "self_attn.o_proj": (width, 128), "mlp.gate_proj": (64, width), "mlp.up_proj": (64, width),
-             "mlp.down_proj": (width, 64)}  # fmt: skip
-    ones = {"input_layernorm": width, "post_attention_layernorm": width, "self_attn.q_norm": 64, "self_attn.k_norm": 64}
-    arrays = {f"model.layers.0.{n}.weight": mx.zeros(s, mx.float16) for n, s in zeros.items()}
-    arrays |= {f"model.layers.0.{n}.weight": mx.ones(s, mx.float16) for n, s in ones.items()}
-    arrays |= {"model.norm.weight": mx.ones(width, mx.float16), "lm_head.weight": follows.astype(mx.float16)}
-    arrays["model.embed_tokens.weight"] = mx.eye(len(ids), width, dtype=mx.float16)
+    follows = mx.zeros((size, width))
+    follows[ids[END], :size] = 2.0
+    for now, found in after.items():
+        follows[:, ids[now]] = 0.0
+        for then in found:
+            follows[ids[then], ids[now]] = 2.0
+    key, value, output = mx.zeros((HEAD, width)), mx.zeros((HEAD, width)), mx.zeros((width, HEAD))
+    for name in {**SCRIPTS, **later}:
+        # Turned by their positions, queries and keys fit the better the nearer, without the fastest turns.
+        key[4 : HEAD // 2, ids[name]] = 1.0
+    for i, (last, found) in enumerate(later.items()):
+        value[i, ids[last]] = 1.0
+        output[size + i, i] = width**-0.5  # the norm before the layer has made that of 1
+        for then in found:
+            follows[ids[then], size + i] = 1.0
+    query = mx.concatenate([mx.ones((HEAD // 2, width)), mx.zeros((HEAD // 2, width))])
+    weights = {
+        "self_attn.q_proj": query, "self_attn.k_proj": key, "self_attn.v_proj": value, "self_attn.o_proj": output,
+        "self_attn.q_norm": mx.full(HEAD, 12.0), "self_attn.k_norm": mx.full(HEAD, 12.0),
+        "mlp.gate_proj": mx.zeros((64, width)), "mlp.up_proj": mx.zeros((64, width)),
+        "mlp.down_proj": mx.zeros((width, 64)),
+        "input_layernorm": mx.ones(width), "post_attention_layernorm": mx.ones(width),
+    }  # fmt: skip
+    arrays = {f"model.layers.0.{name}.weight": array for name, array in weights.items()}
+    arrays |= {"model.norm.weight": mx.ones(width), "lm_head.weight": follows}
+    arrays["model.embed_tokens.weight"] = mx.eye(size, width)
+    arrays = {name: array.astype(mx.float16) for name, array in arrays.items()}
     mx.save_safetensors(str(path / "model.safetensors"), arrays, metadata={"format": "mlx"})
     return path
 
@@ -192,7 +240,7 @@ def scripted_server(scripted_model: Path) -> Iterator[Server]:
         yield server
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def serving() -> Callable[..., contextlib.AbstractContextManager[Server]]:
     """`with serving(model, "--adapter", …) as server`: a server of one's own."""
     return run_server

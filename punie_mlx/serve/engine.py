@@ -1,25 +1,34 @@
-"""The engine: one model on mlx_lm's batching `ResponseGenerator`, driven from asyncio.
+"""The engine: one model on mlx_lm's batching `ResponseGenerator`, driven from asyncio and kept alive.
 
 Prompts go in as tokens, text comes out in pieces. The engine knows nothing of messages, tools, calls or HTTP; and no
 other module touches `mlx_lm.server`. What we hold of it that is private, or has changed between releases (each line
-is pinned by `tests/contracts/test_mlx_lm_engine.py`):
+is pinned by `tests/contracts/test_mlx_lm_engine.py`; `loading.py` and `prompt_cache.py` have tables of their own):
 
 | touch point                                          | why                                                      |
 |------------------------------------------------------|----------------------------------------------------------|
 | `ResponseGenerator(provider, prompt_cache)`          | starts the thread that loads, batches and generates      |
 | `.requests.put((queue, request, args))`              | the way in; the engine only ever calls `queue.put(x)`    |
 | puts `GenerationContext`, `Response`, progress, exceptions, `None` | the way out                                |
+| `._run_generate`                                     | overridden: supervises `_generate`, and ends MLX's       |
+|                                                      | streams with the thread, or their own threads may abort  |
+|                                                      | the process at its exit                                  |
+| `._generate`                                         | all its state is local, so it can be called again; it    |
+|                                                      | calls `load_default` first and `reset` last              |
+| `._next_request`                                     | overridden: requests wait here, not in the batch         |
 | `._tokenize`, which returns 5 values                 | overridden: prompts are rendered and encoded outside     |
-| `._run_generate`                                     | overridden: ends MLX's streams with the thread, or their |
-|                                                      | own threads may abort the process at its exit            |
+| `._is_batchable`                                     | overridden: stock serves seeded requests alone           |
+| `._serve_single`                                     | overridden: a prefill can be cancelled                   |
+| `._time_budget`                                      | replaced: stock looks for news only twice a second       |
+| `._log_cache_stats`                                  | overridden: a line for each request is no news           |
+| `._stop`, `.prompt_cache`, `.generation_available()`, `.stop_and_join()` | life and end of the thread           |
 | `GenerationContext.stop()`, `.prompt_cache_count`    | cancels a request; tokens that the prompt cache spared   |
-| `Response.text`, `.finish_reason`                    | raw text: all control tokens are in it but the end token |
-| `.generation_available()`, `._stop`, `.stop_and_join()` | whether the thread lives; ending it                   |
-| what it reads of `model_provider` and `cli_args`     | `_Provider` stands in for mlx_lm's, which loads any name |
+| `Response.text`, `.token`, `.logprob`, `.finish_reason`, `.top_tokens` | raw text: all control tokens are in it   |
+|                                                      | but the end token                                        |
+| what it reads of `model_provider` and `cli_args`     | `Provider` stands in for mlx_lm's, which loads any name  |
 | the fields of `GenerationArguments` and its parts, of `CompletionRequest` | made here                           |
-| `LRUPromptCache.fetch_nearest_cache`                 | overridden: an exact hit leaves no token to run, and     |
-|                                                      | the thread dies of that                                  |
-| `utils.load`, `tuner.utils.load_adapters`            | loading                                                  |
+| `_make_sampler(args, tokenizer)`, `_make_logits_processors(args)` | replaced for our arguments: `sampling.py`   |
+| `BatchGenerator.next`, `.insert_segments`, `.remove` | overridden: `_Batch` drops what was cancelled, and spares |
+|                                                      | log-probabilities that nobody asked for                  |
 
 The stock server also hands its own stop words, tool parser and `<think>` machine to each request; they live in its
 HTTP handler, not in the engine, so the text that arrives here is whole.
@@ -28,283 +37,327 @@ HTTP handler, not in the engine, so the text that arrives here is whole.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
-import threading
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
 from mlx_lm import server
-from mlx_lm.tuner.utils import load_adapters
-from mlx_lm.utils import load as load_with_mlx_lm
+from mlx_lm.generate import PromptProcessingBatch
 
-from punie_mlx import hardware, identity, weights
-from punie_mlx.errors import ModelError, ServerError
+from punie_mlx.errors import ServerError
+from punie_mlx.serve.generation import EngineBusyError, EngineStats, Generation, Limits, Piece, Sampling, Waker
+from punie_mlx.serve.loading import DEFAULT_LIMITS, Loaded, Provider, load
+from punie_mlx.serve.prompt_cache import PromptCache
+from punie_mlx.serve.sampling import Processor, Samplers, check, processors
+
+__all__ = ["Engine", "EngineBusyError", "EngineStats", "Generation", "Limits", "Loaded", "Piece", "Sampling", "load"]
 
 log = logging.getLogger(__name__)
 
-DEFAULT_CONTEXT = 32768  # for the few configs that name none
-POLL = 1.0  # seconds between looks at whether the engine's thread lives, while nothing arrives
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are drawn. Temperature 0 takes the likeliest; `top_k` 0, `top_p` 1 and `min_p` 0 restrict nothing."""
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    seed: int | None = None
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How much runs at once, and how much may wait."""
-
-    requests: int = 128  # running and waiting; one more is refused
-    decode_batch: int = 32
-    prefill_batch: int = 8
-    prefill_step: int = 2048
-    cached_prompts: int = 10
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Some generated text; `finish` is "stop" or "length" on the last one."""
-
-    text: str
-    finish: str | None = None
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A model in memory."""
-
-    network: Any
-    tokenizer: Any
-    config: dict[str, Any]
-    context: int  # tokens of prompt and answer together
-    vocabulary: int  # width of the logits
-
-    @property
-    def chat_template(self) -> str:
-        return self.tokenizer.chat_template
-
-
-class EngineBusyError(ServerError):
-    """As many requests run and wait as may."""
-
-
-# ---- loading ----
-
-
-def load(model: Path, adapter: Path | None = None) -> Loaded:
-    """Load `model`, with `adapter` laid over it; in float32 where MLX computes on the CPU. Raises `ModelError`."""
-    model = Path(model)
-    identity.model_files(model)
-    if adapter is not None:
-        identity.check_adapter(model, Path(adapter))
-    try:
-        loaded: Any = load_with_mlx_lm(str(model), return_config=True)  # three values with return_config
-        network, tokenizer, config = loaded
-    except Exception as e:
-        raise ModelError(f"the model {model} cannot be loaded: {e}") from e
-    if not getattr(tokenizer, "chat_template", None):
-        raise ModelError(f"the tokenizer of {model} has no chat template: add chat_template.jinja to the directory")
-    if adapter is not None:
-        try:
-            network = load_adapters(network, str(adapter))
-        except Exception as e:
-            raise ModelError(f"the adapter {adapter} does not fit the model {model}: {e}") from e
-    network.eval()
-    if hardware.on_cpu():
-        mx.disable_compile()  # on a CPU MLX runs a C++ compiler for each kernel, seconds at every start
-        weights.compute_in_float32(network)
-    mx.eval(network.parameters())
-    text_config = {**config, **config.get("text_config", {})}
-    context = text_config.get("max_position_embeddings") or DEFAULT_CONTEXT
-    return Loaded(network, tokenizer, config, context, text_config.get("vocab_size") or len(tokenizer.get_vocab()))
+DEATHS = 5  # so many in a row, without one finished answer, and the engine gives up
+DRAFT_TOKENS = 3
 
 
 # ---- mlx_lm's side, on its thread ----
 
 
-class _Provider:
-    """What `ResponseGenerator` wants of a model provider, for exactly one model. Loads in the engine's thread, since
-    MLX arrays belong to the thread that made them."""
+@dataclass(eq=False)
+class _Job:
+    """A request of ours inside mlx_lm."""
 
-    def __init__(self, model: Path, adapter: Path | None, limits: Limits) -> None:
-        self._source = (model, adapter)
-        self.ready = threading.Event()
-        self.error: Exception | None = None
-        self.loaded: Loaded | None = None
-        self.model_key = (str(model), str(adapter), None)
-        self.model: Any = None
-        self.tokenizer: Any = None
-        self.processor = None  # of images
-        self.draft_model = None
-        self.is_batchable = False
-        self.cli_args = SimpleNamespace(
-            decode_concurrency=limits.decode_batch,
-            prompt_concurrency=limits.prefill_batch,
-            prefill_step_size=limits.prefill_step,
-            prompt_cache_bytes=None,
-            kv_bits=None,
-            kv_group_size=64,
-            quantized_kv_start=0,
-            chat_template_args={},
-        )
+    generation: Generation
+    tokens: list[int]
+    sampling: Sampling
+    max_tokens: int
+    vocabulary: int
+    processor: Processor | None
+    top_logprobs: int
+    generator: _Generator
+    taken: bool = False  # out of the queue
+    prefilling: bool = True
+    retried: bool = False  # the engine died once while this was about to start
+    context: Any = None
 
-    def load_default(self) -> None:
-        try:
-            loaded = load(*self._source)
-            self.model, self.tokenizer, self.loaded = loaded.network, loaded.tokenizer, loaded
-            self.is_batchable = all(hasattr(c, "merge") for c in server.make_prompt_cache(self.model))
-        except Exception as e:  # the waiting main thread raises it
-            self.error = e
-        finally:
-            self.ready.set()
+    def put(self, item: Any) -> None:
+        """What mlx_lm has to say of it. This must not raise, or the engine's thread dies."""
+        generation = self.generation
+        if isinstance(item, server.Response):
+            if generation.first is None:  # a request that is served alone knows it only now
+                generation.cached_tokens = max(self.context.prompt_cache_count, 0)
+            generation.add(_piece(item))
+            if item.finish_reason is not None:
+                self.generator.deaths = 0
+        elif isinstance(item, server.GenerationContext):
+            self.context = item
+            self.generator.inside.add(self)
+            generation.start(max(item.prompt_cache_count, 0))
+        elif isinstance(item, tuple):
+            generation.progress = generation.progress if generation.cancelled else item
+        else:
+            self.leave()
+            if item is not None:
+                generation.fail(item)
+        if generation.cancelled and self.context is not None:
+            self.context.stop()
 
-    def load(self, model: Any, adapter: Any = None, draft: Any = None) -> tuple[Any, Any]:
-        return self.model, self.tokenizer  # whatever the name: no request can load anything
-
-    def reset(self) -> None:
-        self.model = self.tokenizer = self.loaded = None
+    def leave(self) -> None:
+        self.generator.inside.discard(self)
 
 
-class _PromptCache(server.LRUPromptCache):
-    def fetch_nearest_cache(self, model: Any, tokens: list[int]) -> tuple[Any, list[int]]:
-        cache, rest = super().fetch_nearest_cache(model, tokens)
-        if not rest:  # leave the last token to be run
-            cache, rest = super().fetch_nearest_cache(model, tokens[:-1])
-            rest = [*rest, tokens[-1]]
-        return cache, rest
+def _piece(response: server.Response) -> Piece:
+    token = None if response.finish_reason == "stop" else response.token
+    if len(response.top_tokens) == 0:
+        return Piece(response.text, token, response.finish_reason, response.logprob)
+    top = sorted(((t["id"], t["logprob"]) for t in response.top_tokens), key=lambda t: -t[1])
+    return Piece(response.text, token, response.finish_reason, response.logprob, tuple(top))
+
+
+class _Prefill:
+    """The queue of a request that is served alone: a cancelled one ends in its prefill, where stock does not look."""
+
+    def __init__(self, job: _Job) -> None:
+        self._job = job
+
+    def put(self, item: Any) -> None:
+        self._job.put(item)
+        if isinstance(item, tuple) and self._job.generation.cancelled:
+            raise _CancelledError
+
+
+class _CancelledError(Exception):
+    pass
 
 
 @dataclass
-class _Request(server.CompletionRequest):
-    tokens: list[int] = field(default_factory=list)
+class _Arguments(server.GenerationArguments):
+    job: _Job
+
+
+class _Segments(list):
+    def __init__(self, job: _Job) -> None:
+        super().__init__([list(job.tokens)])  # one is enough where caches can be trimmed: any prefix is found
+        self.job = job
+
+
+class _Turn:
+    """Steps of the batch, until there is something to do between two of them."""
+
+    def __init__(self, generator: _Generator) -> None:
+        self._generator = generator
+        self._stepped = False
+
+    def __iter__(self) -> Iterator[None]:
+        self._stepped = False
+        return self
+
+    def __next__(self) -> None:
+        if self._stepped and self._generator.has_news():
+            raise StopIteration
+        self._stepped = True
 
 
 class _Generator(server.ResponseGenerator):
+    def __init__(self, provider: Any, limits: Limits, open_: dict[Generation, _Job]) -> None:
+        self._limits = limits
+        self.open = open_
+        self.inside: set[_Job] = set()  # prefilling or generating
+        self.samplers = Samplers()
+        self.restarts = 0
+        self.deaths = 0  # since the last finished answer
+        cache: Any = PromptCache(limits.cached_prompts, provider.cli_args)  # has what is called of stock's
+        super().__init__(provider, cache)
+        self._time_budget: Any = _Turn(self)
+
+    # -- life --
+
     def _run_generate(self) -> None:
         try:
-            super()._run_generate()
+            while not self._stop and self.deaths < DEATHS:
+                try:
+                    self._generate()
+                except Exception as e:
+                    self._died(e)
         finally:
+            self._generation_failed = True
+            for generation in list(self.open):
+                generation.fail(ServerError("the engine's thread died: restart the server (its log says why)"))
+            self.model_provider.reset()
+            self.prompt_cache = self.samplers = None
+            gc.collect()
             mx.clear_streams()  # MLX's own threads end with this one; else they may abort the process at its exit
 
+    def _died(self, error: Exception) -> None:
+        """Fail what had begun; what had not is put again, once, to be served alone: it may be the culprit."""
+        log.exception("the engine failed; it starts again")
+        traceback.clear_frames(error.__traceback__)  # they hold the batch
+        self.deaths += 1
+        self.restarts += 1
+        self.inside.clear()
+        self.prompt_cache = self._fresh_cache()
+        for generation, job in list(self.open.items()):
+            if not job.taken:
+                continue
+            if generation.progress is None and generation.first is None and not job.retried:
+                job.retried, job.taken, job.context = True, False, None
+                self.put(job)
+            else:
+                generation.fail(error)
+        gc.collect()
+        mx.clear_cache()
+
+    def _fresh_cache(self) -> PromptCache:
+        return PromptCache(self._limits.cached_prompts, self.cli_args)
+
+    # -- the way in --
+
+    def put(self, job: _Job) -> None:
+        request = server.CompletionRequest("chat", "", messages=[], tools=None, role_mapping=None)
+        self.requests.put((job, request, _arguments(job)))
+
+    def has_news(self) -> bool:
+        """Whether something waits to come in, or to go."""
+        if self._stop or any(job.generation.cancelled for job in self.inside):
+            return True
+        return not self.requests.empty() and self._has_room()
+
+    def _has_room(self) -> bool:
+        prefilling = sum(job.prefilling for job in self.inside)
+        return len(self.inside) < self._limits.decode_batch and prefilling < self._limits.prefill_batch
+
+    def _next_request(self, timeout: float | None = None) -> Any:
+        while self._has_room():
+            request = super()._next_request(timeout)
+            if request is None:
+                break
+            request[0].taken = True
+            if not request[0].generation.cancelled:
+                return request
+        return None
+
     def _tokenize(self, tokenizer: Any, request: Any, args: Any) -> tuple[list[int], list, list[str], str, None]:
-        # One segment: all prefixes of a cached sequence can be reused where caches can be trimmed.
-        return list(request.tokens), [list(request.tokens)], ["assistant"], "normal", None
+        if args.job.generation.cancelled:
+            raise _CancelledError
+        return list(args.job.tokens), _Segments(args.job), ["assistant"], "normal", None
+
+    def _is_batchable(self, args: Any) -> bool:
+        return self.model_provider.is_batchable and self.cli_args.kv_bits is None and not args.job.retried
+
+    def _serve_single(self, request: Any, stream: Any) -> None:
+        job, *rest = request
+        super()._serve_single((_Prefill(job), *rest), stream)
+
+    def _log_cache_stats(self) -> None:
+        pass
 
 
-_MODEL = server.ModelDescription("default_model", "default_model", "")  # names that `_Provider` does not look at
+class _Batch(server.BatchGenerator):
+    """A batch that gives up what was cancelled wherever it is, and spares log-probabilities that nobody asked for."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._jobs: dict[int, _Job] = {}
+
+    def insert_segments(self, segments: Any, *args: Any, **kwargs: Any) -> list[int]:
+        uids = super().insert_segments(segments, *args, **kwargs)
+        self._jobs.update(zip(uids, (s.job for s in segments), strict=True))
+        return uids
+
+    def next(self) -> tuple[list[Any], list[Any]]:
+        gone = [uid for uid, job in self._jobs.items() if job.generation.cancelled]
+        if gone:  # no step: a word from them, so that the loop looks at them, and removes them
+            return [PromptProcessingBatch.Response(uid, (0, 0), False, False) for uid in gone], []
+        prompts, generated = super().next()
+        for response in prompts:
+            self._jobs[response.uid].prefilling &= not response.end_of_prompt
+        for response in generated:
+            job = self._jobs[response.uid] if response.finish_reason is None else self._jobs.pop(response.uid)
+            if job.top_logprobs < 0:
+                response.logprobs = _UNWANTED
+        return prompts, generated
+
+    def remove(self, uids: list[int], return_prompt_caches: bool = False) -> Any:
+        for uid in uids:
+            if (job := self._jobs.pop(uid, None)) is not None:
+                job.leave()
+        return super().remove(uids, return_prompt_caches)
 
 
-def _arguments(sampling: Sampling, max_tokens: int) -> server.GenerationArguments:
-    return server.GenerationArguments(
+class _Unwanted:
+    """Log-probabilities that cost nothing."""
+
+    def __getitem__(self, token: int) -> _Unwanted:
+        return self
+
+    def item(self) -> float:
+        return 0.0
+
+
+_UNWANTED = _Unwanted()
+_MODEL = server.ModelDescription("default_model", "default_model", "")  # names that `Provider` does not look at
+
+
+def _arguments(job: _Job) -> _Arguments:
+    return _Arguments(
+        job=job,
         model=_MODEL,
-        sampling=server.SamplingArguments(
-            sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p, xtc_probability=0.0, xtc_threshold=0.0
-        ),
+        # How tokens are drawn is in the job; these are there because stock has them.
+        sampling=server.SamplingArguments(0.0, 1.0, 0, 0.0, xtc_probability=0.0, xtc_threshold=0.0),
         logits=server.LogitsProcessorArguments(None, 0.0, 20, 0.0, 20, 0.0, 20),
         stop_words=[],  # found in the text by `stops.py`: as tokens they would miss other spellings
-        max_tokens=max_tokens,
-        num_draft_tokens=0,
-        logprobs=False,
-        top_logprobs=-1,
-        seed=sampling.seed,
+        max_tokens=job.max_tokens,
+        num_draft_tokens=DRAFT_TOKENS,
+        logprobs=job.top_logprobs >= 0,
+        top_logprobs=job.top_logprobs,
+        seed=None,
         chat_template_kwargs=None,
     )
+
+
+def _make_sampler(args: Any, tokenizer: Any) -> Any:
+    return args.job.generator.samplers.get(args.job.sampling)
+
+
+def _make_logits_processors(args: Any) -> list[Processor]:
+    job: _Job = args.job
+    return processors(job.sampling, job.tokens, job.vocabulary, job.processor, job.generation.fail)
+
+
+# `_generate` finds these by name in its module.
+for _ours in (_make_sampler, _make_logits_processors):
+    setattr(server, _ours.__name__, _ours)
+setattr(server, "BatchGenerator", _Batch)  # noqa: B010
 
 
 # ---- our side, on the event loop ----
 
 
-class Generation:
-    """One request at the engine: iterate it for its pieces. Use it as a context manager, so that it always ends."""
-
-    def __init__(self, engine: Engine, prompt: Sequence[int]) -> None:
-        self._engine = engine
-        self._loop = asyncio.get_running_loop()
-        self._queue: asyncio.Queue[Any] = asyncio.Queue()
-        self._context: Any = None
-        self._cancelled = False
-        self.prompt_tokens = len(prompt)
-        self.completion_tokens = 0
-
-    @property
-    def cached_tokens(self) -> int:
-        """Prompt tokens that the prompt cache spared."""
-        return max(self._context.prompt_cache_count, 0) if self._context is not None else 0
-
-    def put(self, item: Any) -> None:
-        """Called by the engine's thread; it must not raise, or that thread dies."""
-        if isinstance(item, server.GenerationContext):
-            self._context = item
-            if self._cancelled:
-                item.stop()
-        try:
-            self._loop.call_soon_threadsafe(self._queue.put_nowait, item)
-        except RuntimeError:  # the loop is closed: nobody waits for it any more
-            self._cancelled = True
-            if self._context is not None:
-                self._context.stop()
-
-    def cancel(self) -> None:
-        """Give the slot back; a request that still waits is dropped when its turn comes."""
-        self._cancelled = True
-        if self._context is not None:
-            self._context.stop()
-
-    def __enter__(self) -> Generation:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.cancel()
-        self._engine._running.discard(self)
-
-    async def __aiter__(self) -> AsyncIterator[Piece]:
-        """The pieces up to the one with `finish`. Raises `ServerError` where the engine fails or stops before."""
-        while True:
-            item = await self._next()
-            if isinstance(item, server.Response):
-                self.completion_tokens += 1
-                yield Piece(item.text, item.finish_reason)
-                if item.finish_reason is not None:
-                    return
-            elif isinstance(item, Exception):
-                raise ServerError(f"the engine could not serve this request: {item}") from item
-            elif item is None:
-                raise ServerError("the answer was cut off: the server is stopping")
-
-    async def _next(self) -> Any:
-        while True:
-            try:
-                return await asyncio.wait_for(self._queue.get(), POLL)
-            except TimeoutError:
-                if not self._engine.alive:
-                    raise ServerError("the engine's thread died: restart the server (its log says why)") from None
-
-
 class Engine:
     """A loaded model and its thread. `Engine.start` blocks until the model is in memory."""
 
-    def __init__(self, model: Path, adapter: Path | None, limits: Limits) -> None:
+    def __init__(self, provider: Provider, limits: Limits) -> None:
         self.limits = limits
-        self._provider = _Provider(Path(model), adapter, limits)
-        self._running: set[Generation] = set()
-        provider: Any = self._provider  # not a ModelProvider, but all that is read of one (pinned)
-        self._generator = _Generator(provider, _PromptCache(limits.cached_prompts))
+        self._provider = provider
+        self._open: dict[Generation, _Job] = {}
+        self._wakers: dict[asyncio.AbstractEventLoop, Waker] = {}
+        self._generator = _Generator(provider, limits, self._open)
 
     @classmethod
-    def start(cls, model: Path, adapter: Path | None = None, limits: Limits = Limits()) -> Engine:
-        """Load and start. Raises `ModelError`; the thread is gone then."""
-        engine = cls(model, adapter, limits)
+    def start(
+        cls,
+        model: Path,
+        adapter: Path | None = None,
+        limits: Limits = DEFAULT_LIMITS,
+        *,
+        draft: Path | None = None,
+        chat_template: str | None = None,
+    ) -> Engine:
+        """Load and start. Raises `ModelError` or `ConfigError`; the thread is gone then."""
+        engine = cls(Provider(Path(model), adapter, limits, draft, chat_template), limits)
         try:
             engine._provider.ready.wait()
             if engine._provider.error is not None:
@@ -312,6 +365,10 @@ class Engine:
         except BaseException:  # a signal too: the thread would keep the process alive
             engine.stop()
             raise
+        if not engine._provider.is_batchable or limits.kv_bits is not None:
+            log.warning(
+                "requests are served one at a time: a draft model, a quantized or an unmergeable KV cache asks it"
+            )
         return engine
 
     @property
@@ -326,35 +383,73 @@ class Engine:
         return self._generator.generation_available() and not self._generator._stop
 
     @property
+    def constrainable(self) -> bool:
+        """Whether a processor may be given: no mask can follow a draft model, whose tokens are taken back."""
+        return self._provider.draft is None
+
+    @property
     def running(self) -> int:
         """Requests that run or wait."""
-        return len(self._running)
+        return len(self._open)
 
-    def generate(self, prompt: Sequence[int], sampling: Sampling, max_tokens: int) -> Generation:
+    def stats(self) -> EngineStats:
+        """What it does now, and what has happened to it."""
+        generations = list(self._open)
+        running = sum(g.started is not None for g in generations)
+        cache = self._generator.prompt_cache
+        return EngineStats(
+            running=running,
+            waiting=len(generations) - running,
+            restarts=self._generator.restarts,
+            reloads=self._provider.reloads,
+            cached_prompts=0 if cache is None else len(cache),
+            cached_bytes=0 if cache is None else cache.nbytes,
+        )
+
+    def generate(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        max_tokens: int,
+        *,
+        processor: Processor | None = None,
+        top_logprobs: int = -1,
+    ) -> Generation:
         """Queue a request and return at once. Raises `EngineBusyError`, or `ServerError` where the thread is dead.
 
-        What would kill the thread is refused here, whoever calls: each is an error of the caller.
+        `processor` changes the logits of each step; from `top_logprobs` 0 on, pieces have log-probabilities. What
+        would kill the thread is refused here, whoever calls: each is an error of the caller.
         """
         vocabulary = self.loaded.vocabulary
         if not prompt or max_tokens < 1 or min(prompt) < 0 or max(prompt) >= vocabulary:
             raise ValueError(f"a prompt needs tokens below {vocabulary}, and max_tokens at least 1")
-        if not 0 <= sampling.top_k < vocabulary or not 0 <= sampling.min_p <= 1 or sampling.temperature < 0:
-            raise ValueError(f"out of range: {sampling}")
-        if not self.alive:
+        if top_logprobs >= vocabulary:
+            raise ValueError(f"out of range for a vocabulary of {vocabulary}: top_logprobs {top_logprobs}")
+        if processor is not None and not self.constrainable:
+            raise ValueError("no processor can be used with a draft model")
+        check(sampling, vocabulary)
+        if len(self._open) >= self.limits.requests:
+            raise EngineBusyError(f"{len(self._open)} requests are running or waiting: try again later")
+        generation = Generation(len(prompt), self._waker(), self._open)
+        job = _Job(generation, list(prompt), sampling, max_tokens, vocabulary, processor, top_logprobs, self._generator)
+        self._open[generation] = job
+        self._generator.put(job)
+        if not self.alive:  # looked at last: a thread that dies after this fails all that is open
+            self._open.pop(generation)
             raise ServerError("the engine's thread died: restart the server (its log says why)")
-        if len(self._running) >= self.limits.requests:
-            raise EngineBusyError(f"{len(self._running)} requests are running or waiting: try again later")
-        generation = Generation(self, prompt)
-        self._running.add(generation)
-        request = _Request("chat", "", messages=[], tools=None, role_mapping=None, tokens=list(prompt))
-        self._generator.requests.put((generation, request, _arguments(sampling, max_tokens)))
         return generation
+
+    def _waker(self) -> Waker:
+        loop = asyncio.get_running_loop()
+        if loop not in self._wakers:
+            self._wakers = {known: waker for known, waker in self._wakers.items() if not known.is_closed()}
+            self._wakers[loop] = Waker(loop)
+        return self._wakers[loop]
 
     def cut_off(self) -> None:
         """End all that runs and waits: each gets an error."""
-        for generation in list(self._running):
-            generation.cancel()
-            generation.put(None)
+        for generation in list(self._open):
+            generation.fail(ServerError("the answer was cut off: the server is stopping"))
 
     def stop(self) -> None:
         """Cut off what runs, and end the thread."""

@@ -45,15 +45,20 @@ class ChatSettings:
 class HttpSettings:
     """What a client may ask of the server's memory and patience, and who may ask.
 
-    body, header_bytes: bytes. *_seconds: how long a client may take to send. api_key: None lets everyone in. origins:
-    those of browsers' pages that may call (CORS).
+    body, header_bytes: bytes. body_seconds, header_seconds: how long a client may take to send. idle_seconds: how long
+    a connection is kept between requests. stalled_seconds: how long a client may take nothing of what it is sent.
+    drain_seconds: after SIGTERM, for answers that are under way. api_key: None lets everyone in. origins: those of
+    browsers' pages that may call (CORS). hosts: the names that the Host header may have; None takes any.
     """
 
     body: int = 16 * 2**20
     body_seconds: float = 60.0
     header_bytes: int = 64 * 2**10
     header_seconds: float = 20.0
+    idle_seconds: float = 75.0
+    stalled_seconds: float = 60.0
     connections: int = 4096
-    drain_seconds: float = 30.0  # after SIGTERM, for answers that are under way
+    drain_seconds: float = 30.0
     api_key: str | None = None
     origins: tuple[str, ...] = ()
+    hosts: frozenset[str] | None = None

@@ -7,20 +7,22 @@ is made of the same description that a format is read and rendered by: it accept
 accepts is read as calls of the offered tools with every required parameter and values of the declared types.
 
 What it says:
-- Thinking, where it may come, ends before the calls or the answer begin.
-- An answer is any text that the reader takes for no call; calls may follow it, and after them the turn ends.
+- Thinking, where it may come, ends before the answer begins.
+- An answer is any text that the reader takes for no call; calls may follow it, and text or other calls these, in
+  thinking, too. In formats that do not say where calls end, and where a call is demanded, they end the turn.
 - Parameters come in any order, each once; more than 60 of them, in the order of their schema.
 - A string between tags is any text in which the reader finds no end of the value.
 - Objects that declare properties have no others, unless `additionalProperties` says so.
 - JSON is written on one line, with or without a blank after `,` and `:`.
 
-What it does not say: that undeclared keys differ from each other; `pattern`, `format` and lengths of strings where
-they are not quoted as in JSON, and what llguidance does not know of these; `uniqueItems`, `not`, `if`,
-`patternProperties`, `oneOf` as more than `anyOf`; how many calls, other than one or several.
+What it does not say: that undeclared keys differ from each other; `uniqueItems`, `not`, `if`, `contains`,
+`patternProperties`, `oneOf` as more than `anyOf`; patterns with look-around, unknown formats, very long limits; how
+many calls, other than one or several. `Rules.unheld` has what of this a schema holds, and `grammar_relax` tells it.
 
 What it refuses though it could be read: text that holds the beginning of a block, where its marker is no token; a
-string of Gemma that spells its own quote; two neighbouring keys in one `**{…}` of a Python call; a float above 1e308
-or with more than 99 digits. A token that is not named in `tokens` is refused everywhere. A schema that needs itself
+string of Gemma that spells its own quote; escapes in a string with a `pattern` or `format`, but for JSON's with the
+former alone; two neighbouring keys in one `**{…}` of a Python call; a float above 1e308 or with more than 99 digits, a
+number with limits beyond 2^53. A token that is not named in `tokens` is refused everywhere. A schema that needs itself
 without end gives a grammar that never ends.
 """
 
@@ -35,10 +37,14 @@ from punie_mlx.errors import ConfigError
 from punie_mlx.toolcalls import formats
 from punie_mlx.toolcalls.calls import Tool
 from punie_mlx.toolcalls.grammar_rules import Frame, Rules, pattern
+from punie_mlx.toolcalls.grammar_schemas import unheld_anywhere
 from punie_mlx.toolcalls.grammar_values import Values
 from punie_mlx.toolcalls.wire import Format
 
+ANSWER = "response_format"  # what stands for a tool's name where it is about the answer
 _SPACE = r"/[ \r\n]{1,4}/"
+_SHAPES = {"type", "anyOf", "oneOf", "allOf", "$ref", "enum", "const"}
+_LAID_OUT = {"lenient": True, "whitespace_pattern": r"[ ]?|\n[ \t]{0,32}"}  # no end of white space would be legal
 
 
 @dataclass(frozen=True)
@@ -66,22 +72,29 @@ def grammar(
     `tokens`: the markers that are single tokens of the vocabulary, best as a mapping to their ids. Raises
     `ConfigError` for an unknown format or tool, and for a schema that no grammar can follow, with its place.
     """
+    return write(format, tools, constraint, tokens=tokens)[0]
+
+
+def write(
+    format: str | Format, tools: Sequence[Tool], constraint: Constraint, *, tokens: Collection[str] = ()
+) -> tuple[str, Rules]:
+    """As `grammar`, with the rules, which say what they do not hold."""
     wire = formats.get(format) if isinstance(format, str) else format
     if wire.grammar is None:
         raise ConfigError(f"the format {wire.name!r} has no grammar: it can be read, not asked for")
     if constraint.reasoning not in ("none", "may", "open"):
         raise ConfigError(f"reasoning is one of none, may and open, not {constraint.reasoning!r}")
     rules = Rules(tokens, [t.name for t in tools])
-    offered = _offered(tools, constraint)
+    may = offered(tools, constraint)
     try:
-        turn = _Turn(rules, wire, wire.grammar(rules, wire, offered), constraint)
-        return rules.source(turn.start(bool(offered) and constraint.choice != "none"))
+        turn = _Turn(rules, wire, wire.grammar(rules, wire, may), constraint)
+        return rules.source(turn.start(bool(may) and constraint.choice != "none")), rules
     except RecursionError:
         raise ConfigError("the schema of a tool is nested too deeply for a grammar") from None
 
 
-def _offered(tools: Sequence[Tool], constraint: Constraint) -> list[Tool]:
-    """The tools that may be called."""
+def offered(tools: Sequence[Tool], constraint: Constraint) -> list[Tool]:
+    """The tools that may be called. Raises `ConfigError` where one is named that is not there."""
     known = {t.name: t for t in tools}
     wanted = constraint.allowed
     if constraint.choice not in ("auto", "required", "none"):
@@ -89,10 +102,10 @@ def _offered(tools: Sequence[Tool], constraint: Constraint) -> list[Tool]:
     for name in sorted(wanted or ()):
         if name not in known:
             raise ConfigError(f"there is no tool {name!r}: choose from {', '.join(known) or 'none offered'}")
-    offered = [t for t in known.values() if wanted is None or t.name in wanted]
-    if not offered and constraint.choice not in ("auto", "none"):
+    found = [t for t in known.values() if wanted is None or t.name in wanted]
+    if not found and constraint.choice not in ("auto", "none"):
         raise ConfigError(f"tool choice {constraint.choice!r} needs at least one tool")
-    return offered
+    return found
 
 
 class _Turn:
@@ -108,20 +121,20 @@ class _Turn:
 
     def start(self, calls: bool) -> str:
         """The body of the rule `start`."""
-        constraint = self._constraint
+        constraint, opening = self._constraint, self._thinking(calls)
         if constraint.choice not in ("auto", "none"):
-            rest = f"{_SPACE}? {self._calls()}"
-        else:
-            space = "" if constraint.json_schema is None else f"{_SPACE}? "
-            rest = space + self._rules.any_of("rest", self._answers(calls))
-        opening = self._thinking()
-        return f"{opening} {rest}"
+            return f"{opening} {self._calls()}"
+        return f"{opening} {self._rules.any_of('rest', self._answers(calls))}"
 
-    def _thinking(self) -> str:
+    def _thinking(self, calls: bool) -> str:
         if not self._think or self._constraint.reasoning == "none":
             return ""
         opening, closing = self._think
-        thought = self._rules.text_until(closing, self._never)
+        thought = self._rules.text_until(closing, self._never, self._not_first())
+        if calls and self._free() and self._constraint.parallel:
+            thought = f"({self._after_text((*self._never, pattern(closing)))})* {thought}"
+        if self._constraint.choice not in ("auto", "none") or self._constraint.json_schema is not None:
+            thought += f" {_SPACE}?"  # not without thinking: history would not have it, and miss the prompt cache
         if self._constraint.reasoning == "open":
             return thought
         return f"({self._rules.spell(opening)} {thought})?"
@@ -132,6 +145,9 @@ class _Turn:
         if self._constraint.json_schema is not None:
             answer = f"{opening} {self._json(self._constraint.json_schema)} {closing}"
             return [answer, *([self._calls(frame=frame.alike or frame)] if calls else [])]
+        if calls and self._free():
+            several = f"({self._after_text(self._never)}){'*' if self._constraint.parallel else '?'}"
+            return [f"{several} {rules.text(self._never, self._not_first())}"]
         out = [f"{opening} {rules.text(self._never, self._not_first())} {closing}"]
         if calls:
             after_text = frame.anywhere and not opening
@@ -139,16 +155,28 @@ class _Turn:
             out.append(self._calls(text))
         return out
 
+    def _free(self) -> bool:
+        """Whether text and calls may come in any order."""
+        constraint = self._constraint
+        return self._frame.again and constraint.choice == "auto" and constraint.json_schema is None
+
+    def _after_text(self, never: Sequence[str]) -> str:
+        """Text, and calls behind it."""
+        return self._calls(self._rules.text_until(self._frame.before, never, self._not_first()))
+
     def _not_first(self) -> str:
         """A tag of thinking at the beginning would open it."""
         found = [rf"\s*{pattern(t)}" for t in self._think]
         return "|".join([*found, *([self._frame.never_first] if self._frame.never_first else [])])
 
     def _json(self, schema: Mapping[str, Any]) -> str:
-        schema = {"type": "object", **schema}
+        if not _SHAPES & schema.keys():
+            schema = {"type": "object", **schema}
         if self._frame.alike:
-            return Values(self._rules, Tool("response_format", parameters=schema)).of("schema", schema)
-        return self._rules.rule("json", f"%json {json.dumps({**schema, 'x-guidance': {'lenient': True}})}")
+            return Values(self._rules, Tool(ANSWER, parameters=schema)).of("", schema)
+        for keyword in unheld_anywhere(schema):
+            self._rules.unheld.setdefault((ANSWER, ""), {})[keyword] = None
+        return self._rules.rule("json", f"%json {json.dumps({**schema, 'x-guidance': _LAID_OUT})}")
 
     def _calls(self, before: str = "", frame: Frame | None = None) -> str:
         """One call or several, and what frames them; `before`: what to begin with in place of the framing."""

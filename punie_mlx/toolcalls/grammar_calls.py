@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import keyword
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from punie_mlx.toolcalls import schema as schemas
 from punie_mlx.toolcalls.calls import Tool, dumps
 from punie_mlx.toolcalls.grammar_rules import Field, Frame, Rules, pattern, quote
+from punie_mlx.toolcalls.grammar_strings import LONGEST, LONGEST_SEARCHED, UNLIMITED
 from punie_mlx.toolcalls.grammar_values import (
-    ANY_BOOLEAN,
-    ANY_NULL,
     JSON,
+    LENIENT_PYTHON,
     PYTHON,
-    PYTHON_STRING,
     Style,
     Values,
     without,
@@ -70,6 +69,7 @@ def tag_calls(rules: Rules, format: Format, tools: Sequence[Tool], dialect: Dial
         between=tags.between or after + tags.separator + before,
         after=after,
         never=tuple(never),
+        again=True,
     )
 
 
@@ -93,6 +93,7 @@ class _TagCall:
         self._rules = rules
         self._tags = tags
         self._values = Values(rules, tool, without(rules, tags.style, self._never))
+        self._longest = LONGEST_SEARCHED if rules.possible(self._never) else LONGEST
         self._tool = tool
 
     def rule(self) -> str:
@@ -118,23 +119,27 @@ class _TagCall:
     def _value(self, name: str, schema: Any) -> Callable[[str], str]:
         """What follows a key, up to a given framing."""
         rules, tags = self._rules, self._tags
-        options, text, anything = [], False, False
+        options, texts, anything = [], [], False
         for branch in self._values.simple(name, schema):
             listed = "const" in branch or isinstance(branch.get("enum"), list)
-            kind = schemas.kind_of(branch)
-            if listed or kind not in (None, "string"):
-                options += self._values.branch(branch, between_tags=True)
-            text, anything = text or (not listed and kind in (None, "string")), anything or (not listed and not kind)
+            kind = schemas.proper_kind(branch)
+            if not listed and kind == "string":
+                texts.append(self._values.limits(branch, self._longest))
+                continue
+            options += self._values.branch(branch, between_tags=True)
+            anything = anything or not (listed or kind)
         if anything:
-            options = [self._values.anything()]
-        if text and not tags.after_json_key:
-            options = []
+            options, texts = [self._values.anything()], [UNLIMITED]
+        if not all(texts):  # any text will do
+            texts = [UNLIMITED]
+            options = options if tags.after_json_key else []
         choice = rules.any_of("choice", options) if options else ""
 
         def value(term: str) -> str:
             out = []
-            if text:
-                out.append(f"{rules.spell(tags.after_key)} {rules.text_until(term, self._never, self._never_first)}")
+            for limits in dict.fromkeys(texts):
+                text = rules.text_until(term, self._never, self._never_first, limits)
+                out.append(f"{rules.spell(tags.after_key)} {text}")
             if choice:
                 out.append(f"{rules.spell(tags.after_json_key or tags.after_key)} {choice} {rules.spell(term)}")
             return out[0] if len(out) == 1 else f"({' | '.join(out)})"
@@ -177,11 +182,8 @@ def python_calls(rules: Rules, tools: Sequence[Tool]) -> str:
     return rules.any_of("call", [_python(rules, tool) for tool in tools] or ['""'])
 
 
-_LENIENT = replace(PYTHON, string=PYTHON_STRING, boolean=ANY_BOOLEAN, null=ANY_NULL)
-
-
 def _python(rules: Rules, tool: Tool) -> str:
-    values = Values(rules, tool, _LENIENT)
+    values = Values(rules, tool, LENIENT_PYTHON)
     fields = [_argument(n, values.of(n, schema), must) for n, schema, must in values.parameters()]
     other, extra = None, values.extra
     if extra is not False:

@@ -13,11 +13,14 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from punie_mlx.errors import ConfigError
+from punie_mlx.toolcalls.grammar_strings import UNLIMITED, Limits
 
 _TOKEN = re.compile(r"<[^<>\s\[\]]+>\Z")
 _UNNAMED = re.compile(r"\W+")
 _BITS = 60  # a rule's parameter has 64
 ANY = "/(?s:.*)/"
+# Where only one text can follow, any tokens that spell it will do: a model has its own way to cut words.
+_OPTIONS = '%llguidance {"no_forcing": true}'
 
 
 def quote(text: str) -> str:
@@ -58,6 +61,7 @@ class Rules:
         self.loose = False
         self.any_name = f"({'|'.join(map(pattern, names))})" if names else r"[\w.\-]+"
         self._split = re.compile("|".join(re.escape(t) for t in sorted(tokens, key=len, reverse=True)) or r"(?!)")
+        self.unheld: dict[tuple[str, str], dict[str, None]] = {}  # by tool and parameter, keywords that no rule holds
         self._bodies: dict[str, str] = {}
         self._names: dict[str, str] = {}
 
@@ -91,7 +95,8 @@ class Rules:
 
     def source(self, start: str) -> str:
         """The whole grammar."""
-        return "".join(f"{name}: {body}\n" for name, body in [("start", start), *self._bodies.items()])
+        bodies = "".join(f"{name}: {body}\n" for name, body in [("start", start), *self._bodies.items()])
+        return f"{_OPTIONS}\n{bodies}"
 
     # ---- text ----
 
@@ -120,9 +125,9 @@ class Rules:
             raise ConfigError(f"the token {marker!r} cannot be named in a grammar: give the tokens with their ids")
         return marker
 
-    def text(self, never: Sequence[str] = (), not_first: str = "") -> str:
+    def text(self, never: Sequence[str] = (), not_first: str = "", limits: Limits = UNLIMITED) -> str:
         """A terminal: any text, empty too, without a match of the regular expressions `never`."""
-        parts = self.avoiding(never)
+        parts = [*limits.terminals, *self.avoiding(never)]
         if self.possible([not_first]) != [""]:
             parts.append(f"~/({not_first})(?s:.*)/")
         return self.rule("TEXT", " & ".join([ANY, *parts]))
@@ -140,12 +145,16 @@ class Rules:
         found = "|".join(self.possible(never))
         return [f"~/(?s:.*)({found})(?s:.*)/"] if found else []
 
-    def text_until(self, term: str, never: Sequence[str] = (), not_first: str = "") -> str:
-        """Any text, and then the framing `term`, at the first place where it stands."""
+    def text_until(self, term: str, never: Sequence[str] = (), not_first: str = "", limits: Limits = UNLIMITED) -> str:
+        """Any text, and then the framing `term`, at the first place where it stands.
+
+        With `limits`, `never` must say what `term` begins with, or the text could be long enough only with it.
+        """
         first, *rest = self._pieces(term)
         if self._is_token(first):
-            return f"{self.rule('some', f'{self.text(never, not_first)}')}? {self.spell(term)}"
-        text = f"{self.text(never, not_first)} {self._literal(first)}"
+            optional = "?" if limits.may_be_empty else ""
+            return f"{self.rule('some', f'{self.text(never, not_first, limits)}')}{optional} {self.spell(term)}"
+        text = f"{self.text(never, not_first, limits)} {self._literal(first)}"
         if rest:  # the token shows where it ends, and the text may hold `first` before
             return f"{self.rule('UNTIL', text)} {self.spell(term[len(first) :])}"
         return self.rule("until", self.rule("UNTIL", text), "[lazy]")
@@ -208,6 +217,7 @@ class Frame:
     never: regular expressions of what the reader takes for the beginning of a call, which no free text may hold.
     never_first: the same, of the beginning of a text.
     anywhere: whether calls may follow text; else they come at once or not at all.
+    again: whether text and more calls may follow calls, and calls may stand in thinking.
     think, answer: framing around thinking and around the answer, where it is not the format's tags and nothing.
     others: other ways to write the calls, each with its framing after `before`.
     alike: the same calls in the lexemes of JSON, where an answer in JSON may begin like a call.
@@ -220,6 +230,7 @@ class Frame:
     never: tuple[str, ...] = ()
     never_first: str = ""
     anywhere: bool = True
+    again: bool = False
     think: tuple[str, str] | None = None
     answer: tuple[str, str] = ("", "")
     others: tuple[Frame, ...] = ()

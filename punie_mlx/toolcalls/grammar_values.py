@@ -17,6 +17,8 @@ from punie_mlx.errors import ConfigError
 from punie_mlx.toolcalls import schema as schemas
 from punie_mlx.toolcalls.calls import Tool
 from punie_mlx.toolcalls.grammar_rules import Field, Rules, quote
+from punie_mlx.toolcalls.grammar_schemas import LLGUIDANCE_FORMATS, alternatives, unheld
+from punie_mlx.toolcalls.grammar_strings import FORMATS, LONGEST, LONGEST_SEARCHED, UNLIMITED, Limits, limits
 
 # Bounds keep a model from writing digits for ever, and a float within what a float can hold.
 INTEGER = r"/-?(?:0|[1-9][0-9]{0,99})/"
@@ -27,35 +29,58 @@ NUMBER = (
 _HEX = "[0-9a-fA-F]"
 _UNICODE = rf"u(?:[0-9a-ce-fA-CE-F]{_HEX}{{3}}|[dD][0-7]{_HEX}{{2}})"
 _PAIR = rf"u[dD][89abAB]{_HEX}{{2}}\\u[dD][c-fC-F]{_HEX}{{2}}"
-JSON_STRING = rf'/"(?:[^"\\\x00-\x1f]|\\(?:["\\\/bfnrt]|{_UNICODE}|{_PAIR}))*"/'
+_JSON_CHARACTER = rf'[^"\\\x00-\x1f]|\\(?:["\\\/bfnrt]|{_UNICODE}|{_PAIR})'
 _ESCAPES = rf"\\(?:[\\'\"nrt]|x{_HEX}{{2}}|{_UNICODE}|U000[1-9a-fA-F]{_HEX}{{4}}|U0010{_HEX}{{4}})"
-PYTHON_STRING = rf"""/"(?:[^"\\\r\n]|{_ESCAPES})*"|'(?:[^'\\\r\n]|{_ESCAPES})*'/"""
+_PYTHON_CHARACTERS = (('"', rf'[^"\\\r\n]|{_ESCAPES}'), ("'", rf"[^'\\\r\n]|{_ESCAPES}"))
 ANY_BOOLEAN, ANY_NULL = "/True|False|true|false/", "/None|null/"
 _BEYOND = re.compile(r"\(\?|\\[1-9bBAZkpP]")  # of the expressions that llguidance takes in a schema
-_LONGEST, _EXACT = 10_000, 2**53
-_OF_STRINGS = ("minLength", "maxLength", "pattern", "format")
+_EXACT = 2**53
+_OF_STRINGS = frozenset(("minLength", "maxLength", "pattern", "format"))
 _OF_NUMBERS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
+_LIMITS = {*_OF_STRINGS, *_OF_NUMBERS, "minItems", "maxItems"}
+
+
+def quoted(*characters: tuple[str, str]) -> Callable[[Limits], str]:
+    """What writes the terminal of strings: for each kind of quote, the regular expression of a character within.
+
+    Where the text must match an expression, it is written without escapes.
+    """
+
+    def string(limits: Limits) -> str:
+        parts = ["|".join(f"{mark}(?:{character}){limits.repeat}{mark}" for mark, character in characters)]
+        if limits.regex:
+            parts.append("|".join(f"{mark}{limits.regex}{mark}" for mark, _ in characters))
+            parts.append("|".join(rf"{mark}[^{mark}\\\x00-\x1f]*{mark}" for mark, _ in characters))
+        return " & ".join(f"/{part}/" for part in parts)
+
+    return string
+
+
+_json_string = quoted(('"', _JSON_CHARACTER))
 
 
 @dataclass(frozen=True)
 class Style:
-    """How values are written. `string`, `boolean`, `null` are expressions; `key` gives the one of a declared key.
+    """How values are written. `boolean` and `null` are expressions; `string` gives the one of strings within limits,
+    `key` that of a declared key.
 
     any_key: the regular expression of a key that is not declared, or empty where none can be written.
     is_plain: whether a declared key is written as one that `any_key` matches.
-    quoted: strings are as in JSON, so that limits on them can be kept. text: the text of a string, spelled in it.
+    quoted: strings are those of JSON and nothing less. text: the text of a string, spelled in it.
+    longest: the most characters that can be counted.
     """
 
-    string: str = JSON_STRING
+    string: Callable[[Limits], str] = _json_string
     boolean: str = "/true|false/"
     null: str = '"null"'
     text: Callable[[str], str] = lambda value: quote(json.dumps(value, ensure_ascii=False))
     key: Callable[[str], str] = lambda name: quote(json.dumps(name, ensure_ascii=False))
-    any_key: str = JSON_STRING
+    any_key: str = _json_string(UNLIMITED)
     is_plain: Callable[[str], bool] = lambda name: True
     quoted: bool = True
     comma: str = "/, ?/"
     colon: str = "/: ?/"
+    longest: int = LONGEST
 
 
 JSON = Style()
@@ -74,15 +99,17 @@ def _python_either(text: str) -> str:
     return f"({quote(python_text(text))} | {quote(repr(text))})"
 
 
+_PYTHON_STRING = quoted(*_PYTHON_CHARACTERS)
 PYTHON = Style(
-    string=PYTHON_STRING.replace(r"[^", r"[^\x00"),  # Python's own parser takes no NUL
+    string=quoted(*((mark, c.replace("[^", r"[^\x00", 1)) for mark, c in _PYTHON_CHARACTERS)),  # Python takes no NUL
     boolean="/True|False/",
     null='"None"',
     text=_python_either,
     key=_python_either,
-    any_key=PYTHON_STRING,
+    any_key=_PYTHON_STRING(UNLIMITED),
     quoted=False,
 )
+LENIENT_PYTHON = replace(PYTHON, string=_PYTHON_STRING, boolean=ANY_BOOLEAN, null=ANY_NULL)
 
 
 class Values:
@@ -93,19 +120,34 @@ class Values:
         self.tool = tool
         self._root = tool.parameters
         self._style = style
-        self._string = rules.rule("STRING", style.string) if style.string.startswith("/") else style.string
+        self._string = self._string_within(UNLIMITED)
         self._known: dict[str, str] = {}
+        self._notes_of: dict[str, dict[str, None]] = {}  # of each known schema
         self._any = ""
-        self._where = ""
+        self._at("")
+
+    def _at(self, parameter: str) -> None:
+        """What is written next belongs to `parameter`."""
+        tool = self.tool.name
+        self._where = f"tool {tool!r}, parameter {parameter!r}" if parameter else f"tool {tool!r}"
+        self._notes = self.rules.unheld.setdefault((tool, parameter), {})
+
+    def note(self, keyword: str) -> None:
+        """`keyword` of a schema is not held."""
+        self._notes[keyword] = None
+
+    def _string_within(self, limits: Limits) -> str:
+        body = self._style.string(limits)
+        return self.rules.rule("STRING", body) if body.startswith("/") else body
 
     def of(self, parameter: str, schema: Any) -> str:
         """The expression of the values of a parameter. Raises `ConfigError` naming tool and parameter."""
-        self._where = f"tool {self.tool.name!r}, parameter {parameter!r}"
+        self._at(parameter)
         return self._value(schema)
 
     def arguments(self) -> str:
         """The expression of an object with the tool's parameters."""
-        self._where = f"tool {self.tool.name!r}"
+        self._at("")
         return self._members(self.tool.properties, self.tool.required, self.extra, self.of)
 
     def parameters(self) -> list[tuple[str, Any, bool]]:
@@ -121,9 +163,14 @@ class Values:
 
     def simple(self, parameter: str, schema: Any) -> list[Mapping[str, Any]]:
         """The simple schemas that a parameter's schema allows."""
-        self._where = f"tool {self.tool.name!r}, parameter {parameter!r}"
-        self._check(schema)
-        return list(schemas.branches(schema, self._root))
+        self._at(parameter)
+        return [*self._alternatives(schema)]
+
+    def limits(self, branch: Mapping[str, Any], longest: int) -> Limits:
+        """The limits of a simple schema of strings."""
+        found = limits(branch, longest, self.note)
+        self._fits_between(found.low, found.high)
+        return found
 
     def branch(self, branch: Mapping[str, Any], between_tags: bool = False) -> list[str]:
         """The expressions of a simple schema; between tags, strings are bare and Python's constants are legal too."""
@@ -131,7 +178,7 @@ class Values:
         if isinstance(allowed, list):
             found = self._members_of(branch, allowed)
             return [self._bare(v) if between_tags else self.literal(v) for v in found]
-        kind = schemas.kind_of(branch)
+        kind = schemas.proper_kind(branch)
         if between_tags and kind in ("boolean", "null"):
             return [ANY_BOOLEAN if kind == "boolean" else ANY_NULL]
         if kind == "object":
@@ -141,11 +188,12 @@ class Values:
         if kind in ("integer", "number"):
             return [self._limited(branch, kind, _OF_NUMBERS) or (INTEGER if kind == "integer" else NUMBER)]
         if kind == "string":
-            limited = self._limited(branch, kind, _OF_STRINGS) if self._style.quoted else ""
-            return [limited or self._string]
+            return [self._text(branch)]
         if kind in ("boolean", "null"):
             return [getattr(self._style, kind)]
         if kind is None:
+            for key in branch.keys() & _LIMITS:
+                self.note(key)
             return [self.anything()]
         raise ConfigError(f"{self._where}: there is no type {kind!r} in JSON schema")
 
@@ -167,10 +215,31 @@ class Values:
         key = json.dumps(schema, sort_keys=True, default=repr)
         if key not in self._known:
             name = self._known[key] = self.rules.reserve("value")
-            self._check(schema)
-            options = [o for b in schemas.branches(schema, self._root) for o in self.branch(b)]
+            outer, self._notes = self._notes, self._notes_of.setdefault(key, {})
+            options = [o for b in self._alternatives(schema) for o in self.branch(b)]
             self.rules.define(name, " | ".join(dict.fromkeys(options)))
+            self._notes = outer
+        self._notes.update(self._notes_of[key])
         return self._known[key]
+
+    def _alternatives(self, schema: Any) -> list[dict[str, Any]]:
+        """The simple schemas that `schema` allows. Raises `ConfigError` where there is none."""
+        self._check(schema)
+        found = alternatives(schema, self._root)
+        if not found:
+            raise ConfigError(f"{self._where}: no value fits its schema")
+        for keyword in unheld(schema, found, self._root):
+            self.note(keyword)
+        return found
+
+    def _text(self, branch: Mapping[str, Any]) -> str:
+        """The expression of strings within the limits of a simple schema."""
+        style, given = self._style, _OF_STRINGS & branch.keys()
+        both = bool(given & {"minLength", "maxLength"}) and bool(given & {"pattern", "format"})
+        if style.quoted and not both and branch.get("format") not in FORMATS:
+            return self._limited(branch, "string", sorted(_OF_STRINGS)) or self._string
+        found = self.limits(branch, style.longest)
+        return self._string_within(found) if found else self._string
 
     def _check(self, schema: Any) -> None:
         """Raises `ConfigError` for what cannot be followed, or that no value fits."""
@@ -208,6 +277,8 @@ class Values:
     def _members_of(self, branch: Mapping[str, Any], allowed: Sequence[Any]) -> list[Any]:
         bare = {k: v for k, v in branch.items() if k in ("type", "items", "properties", "required")}
         out = [v for v in allowed if schemas.fits(v, bare, self._root)]
+        for key in branch.keys() & _LIMITS:
+            self.note(key)
         if not out:
             raise ConfigError(f"{self._where}: none of the allowed values is of the declared type")
         return out
@@ -232,12 +303,15 @@ class Values:
     def _limited(self, branch: Mapping[str, Any], kind: str, keys: Sequence[str]) -> str:
         """The rule of a scalar with limits, which llguidance knows how to keep; empty where there are none."""
         limits = {k: branch[k] for k in keys if k in branch and _usable(k, branch[k])}
+        for key in keys:
+            if key in branch and key not in limits:
+                self.note(key)
         if not limits:
             return ""
         if kind == "integer":
             limits = _of_integers(limits)
-        if "pattern" in limits:  # llguidance cannot always tell whether other limits leave anything of it
-            limits = {"pattern": limits["pattern"]}
+        if kind in ("integer", "number"):  # or there would be no end of digits
+            limits = {"minimum": -_EXACT, "maximum": _EXACT} | limits
         low = max((limits[k] for k in ("minimum", "exclusiveMinimum", "minLength") if k in limits), default=None)
         high = min((limits[k] for k in ("maximum", "exclusiveMaximum", "maxLength") if k in limits), default=None)
         self._fits_between(low, high)
@@ -293,6 +367,8 @@ class Values:
         first = branch.get("prefixItems")
         if isinstance(first, list) and first and items in (None, False):
             return self.rules.rule("array", f'"[" {f" {comma} ".join(self._value(s) for s in first)} "]"')
+        if isinstance(first, list) and first:
+            self.note("prefixItems")
         item = self._value(items) if isinstance(items, Mapping) else self.anything()
         least, most = (_count(branch.get(k)) for k in ("minItems", "maxItems"))
         self._fits_between(least, most)
@@ -320,13 +396,13 @@ def _count(value: Any) -> int | None:
 def _usable(key: str, value: Any) -> bool:
     """Whether a limit is one that llguidance can keep; others are left out, so that more is allowed than fits."""
     if key == "format":
-        return isinstance(value, str)
+        return value in LLGUIDANCE_FORMATS
     if key == "pattern":
         return isinstance(value, str) and not _BEYOND.search(value) and _compiles(value)
     if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
         return False
     if key in ("minLength", "maxLength"):
-        return isinstance(value, int) and 0 <= value <= _LONGEST
+        return isinstance(value, int) and 0 <= value <= LONGEST
     if abs(value) > _EXACT:
         return False
     return key != "multipleOf" or value > 0
@@ -352,5 +428,10 @@ def _compiles(pattern: str) -> bool:
 
 def without(rules: Rules, style: Style, never: Sequence[str]) -> Style:
     """The style with strings and keys in which no regular expression of `never` has a match."""
-    string = rules.rule("STRING", " & ".join([style.string, *rules.avoiding(never)]))
-    return replace(style, string=string, any_key=string, quoted=False)
+    if not (avoiding := rules.avoiding(never)):
+        return style
+
+    def string(limits: Limits) -> str:
+        return " & ".join([style.string(limits), *avoiding])
+
+    return replace(style, string=string, any_key=string(UNLIMITED), quoted=False, longest=LONGEST_SEARCHED)

@@ -141,7 +141,7 @@ def is_plain_string(schema: Any, root: Mapping[str, Any]) -> bool:
     if _is_simple_string(schema):
         return True
     found = list(branches(schema, root))
-    return all(_meant(b) == "string" and "enum" not in b and "const" not in b for b in found)
+    return all(proper_kind(b) == "string" and "enum" not in b and "const" not in b for b in found)
 
 
 def coerce(text: str, schema: Any, root: Mapping[str, Any]) -> tuple[Any, str | None]:
@@ -153,7 +153,7 @@ def coerce(text: str, schema: Any, root: Mapping[str, Any]) -> tuple[Any, str | 
     for branch in found:
         if (value := _as_branch(text, branch)) is not NO_FIT:
             return value, None
-    kinds = sorted({k for b in found if (k := _meant(b))})
+    kinds = sorted({k for b in found if (k := proper_kind(b))})
     wanted = " or ".join(kinds) or "one of the allowed values"
     if text.strip().lower() in _NULLS and not any(_takes_text(b) for b in found):
         return None, f"null where the schema wants {wanted}"
@@ -164,14 +164,14 @@ def _takes_text(branch: Mapping[str, Any]) -> bool:
     allowed = [branch["const"]] if "const" in branch else branch.get("enum")
     if isinstance(allowed, list):
         return any(isinstance(member, str) for member in allowed)
-    return _meant(branch) not in _ORDER or _meant(branch) == "string"
+    return proper_kind(branch) not in _ORDER or proper_kind(branch) == "string"
 
 
 _ORDER = {"null": 0, "boolean": 1, "integer": 2, "number": 3, "array": 4, "object": 5, "string": 6}
 
 
 def _rank(branch: Mapping[str, Any]) -> int:
-    return -1 if "enum" in branch or "const" in branch else _ORDER.get(_meant(branch) or "", 7)
+    return -1 if "enum" in branch or "const" in branch else _ORDER.get(proper_kind(branch) or "", 7)
 
 
 def kind_of(branch: Mapping[str, Any]) -> str | None:
@@ -184,7 +184,7 @@ def kind_of(branch: Mapping[str, Any]) -> str | None:
     return "array" if "items" in branch else None
 
 
-def _meant(branch: Mapping[str, Any]) -> str | None:
+def proper_kind(branch: Mapping[str, Any]) -> str | None:
     """As `kind_of`, by the name of JSON schema also where the type goes by another: values are read leniently."""
     kind = kind_of(branch)
     return kind if kind is None or kind in _ORDER else _proper(kind)
@@ -200,7 +200,7 @@ def _as_branch(text: str, branch: Mapping[str, Any]) -> Any:
     allowed = [branch["const"]] if "const" in branch else branch.get("enum")
     if isinstance(allowed, list):
         return _as_member(text, allowed)
-    kind = _meant(branch)
+    kind = proper_kind(branch)
     if kind is None:
         return _untyped(text)
     reader = _READERS.get(kind)
@@ -314,7 +314,7 @@ def _fits_branch(value: Any, branch: Mapping[str, Any], root: Mapping[str, Any],
     allowed = [branch["const"]] if "const" in branch else branch.get("enum")
     if isinstance(allowed, list) and not any(type(a) is type(value) and a == value for a in allowed):
         return False
-    kind = _meant(branch)
+    kind = proper_kind(branch)
     if kind == "object" and isinstance(value, dict):
         properties = branch.get("properties")
         properties = properties if isinstance(properties, Mapping) else {}

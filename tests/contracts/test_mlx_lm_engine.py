@@ -1,24 +1,31 @@
-"""What `punie_mlx/serve/engine.py` holds of mlx_lm that is private or has changed between releases.
+"""What `punie_mlx/serve/` holds of mlx_lm that is private or has changed between releases.
 
-One test for each line of the table in its docstring: when mlx_lm moves, these say where.
+One test for each line of the tables in `engine.py`, `loading.py` and `prompt_cache.py`: when mlx_lm moves, these say
+where.
 """
 
 import dataclasses
 import inspect
 import re
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import pytest
 from mlx_lm import server
+from mlx_lm.generate import BatchGenerator, GenerationBatch, PromptProcessingBatch
 from mlx_lm.models.cache import KVCache, LRUPromptCache
 from mlx_lm.tokenizer_utils import load as load_tokenizer
 from mlx_lm.tuner.utils import load_adapters
 from mlx_lm.utils import load as load_model
 
 from punie_mlx.serve import engine
+from punie_mlx.serve.generation import Limits
+from punie_mlx.serve.loading import Provider
+from punie_mlx.serve.prompt_cache import PromptCache
 
 SOURCE = inspect.getsource(server.ResponseGenerator)
+GENERATE = inspect.getsource(server.ResponseGenerator._generate)
 
 
 def parameters(function: object) -> list[str]:
@@ -53,6 +60,73 @@ def test_run_generate_is_the_whole_thread() -> None:
     assert callable(mx.clear_streams)
 
 
+def test_generate_can_be_called_again() -> None:
+    """It keeps what it knows in local variables, and loads first."""
+    assert set(re.findall(r"self\.([\w.]+)(?: =[^=]|, )", GENERATE)) == set()
+    assert GENERATE.index("load_default()") < GENERATE.index("while not self._stop")
+    assert re.findall(r"del self\.(\w+)", GENERATE) == ["prompt_cache"]
+
+
+def test_requests_come_from_next_request_or_were_put_off() -> None:
+    assert parameters(server.ResponseGenerator._next_request) == ["self", "timeout"]
+    assert "return self._next_request(timeout)" in GENERATE
+    assert "request = get_next_request(timeout=timeout)" in GENERATE
+
+
+def test_the_batch_steps_within_the_time_budget() -> None:
+    assert "for _ in self._time_budget:\n" in GENERATE
+    assert SOURCE.count("_time_budget") == 2
+
+
+def test_who_may_join_the_batch_and_who_is_served_alone() -> None:
+    assert parameters(server.ResponseGenerator._is_batchable) == ["self", "args"]
+    assert "batchable = self._is_batchable(args)" in GENERATE
+    assert parameters(server.ResponseGenerator._serve_single) == ["self", "request", "stream"]
+    single = inspect.getsource(server.ResponseGenerator._serve_single)
+    assert "rqueue.put((tokens_processed, tokens_total))" in single
+    assert single.rstrip().endswith("except Exception as e:\n            rqueue.put(e)")  # all else is within its try
+    assert parameters(server.ResponseGenerator._log_cache_stats) == ["self"]
+
+
+def test_samplers_and_processors_are_made_by_name() -> None:
+    assert len(re.findall(r"[\[ ]_make_sampler\(args, (?:current_)?tokenizer\)", SOURCE)) == 2
+    assert len(re.findall(r"[\[ ]_make_logits_processors\(args\)", SOURCE)) == 2
+    assert server._make_sampler is engine._make_sampler
+    assert server._make_logits_processors is engine._make_logits_processors
+
+
+def test_the_batch_generator_is_made_by_name_and_used_by_three_methods() -> None:
+    assert server.BatchGenerator is engine._Batch
+    assert "batch_generator = BatchGenerator(" in GENERATE
+    used = set(re.findall(r"batch_generator\.(\w+)\(", GENERATE))
+    assert used == {"insert_segments", "next", "extract_cache", "remove", "close"}
+    assert parameters(BatchGenerator.next) == ["self"]
+    assert parameters(BatchGenerator.insert_segments)[:2] == ["self", "segments"]
+    assert parameters(BatchGenerator.remove) == ["self", "uids", "return_prompt_caches"]
+    assert "segments=[segments]," in GENERATE  # the list that `_tokenize` gave
+
+
+def test_a_word_from_a_stopped_request_removes_it() -> None:
+    """`_Batch.next` relies on it."""
+    names = [f.name for f in dataclasses.fields(PromptProcessingBatch.Response)]
+    assert names == ["uid", "progress", "end_of_segment", "end_of_prompt"]
+    loop = GENERATE[GENERATE.index("for r in prompt_responses:") :]
+    seen = re.sub(r"\s+", " ", loop[: loop.index("# Save the caches")]).strip()
+    assert seen == (
+        'for r in prompt_responses: result = batch_results[r.uid] result["rqueue"].put(r.progress) '
+        'if result["ctx"]._should_stop: uids_to_remove.append(r.uid)'
+    )
+    assert re.search(r"batch_generator\.remove\(uids_to_remove\)\s+for uid in uids_to_remove:", GENERATE)
+
+
+def test_log_probabilities_are_only_indexed_and_read() -> None:
+    """Those that nobody wants are replaced by something that can do just that."""
+    assert "logprobs" in {f.name for f in dataclasses.fields(GenerationBatch.Response)}
+    assert re.findall(r"r\.logprobs\S*", GENERATE) == ["r.logprobs[r.token].item(),", "r.logprobs,"]
+    assert server._format_top_logprobs(engine._UNWANTED, -1, None) == ()
+    assert engine._UNWANTED[5].item() == 0.0
+
+
 def test_the_context_can_be_stopped_and_counts_cached_tokens() -> None:
     fields = {f.name for f in dataclasses.fields(server.GenerationContext)}
     assert {"prompt_cache_count", "_should_stop"} <= fields
@@ -72,7 +146,7 @@ def test_life_and_end_of_the_thread() -> None:
 
 
 def test_nothing_is_read_of_the_provider_that_ours_has_not(tmp_path: Path) -> None:
-    provider = engine._Provider(tmp_path, None, engine.Limits())
+    provider = Provider(tmp_path, None, Limits(), None, None)
     assert set(re.findall(r"model_provider\.(\w+)", SOURCE)) <= set(dir(provider))
     assert set(re.findall(r"cli_args\.(\w+)", SOURCE)) <= set(vars(provider.cli_args))
 
@@ -99,23 +173,20 @@ def test_fields_of_a_request(kind: str, names: list[str]) -> None:
     assert [f.name for f in dataclasses.fields(getattr(server, kind))] == names
 
 
-def test_no_processors_come_of_our_arguments() -> None:
-    """Each would cost time on every token, and may raise in the engine's thread."""
-    assert server._make_logits_processors(engine._arguments(engine.Sampling(), 1)) == []
+def test_an_exact_hit_of_stocks_cache_leaves_no_token() -> None:
+    """Why ours is our own; the rest of it is in tests/serve/test_prompt_cache.py."""
+    layer = KVCache()
+    layer.update_and_fetch(mx.zeros((1, 1, 3, 8)), mx.zeros((1, 1, 3, 8)))
+    stock = LRUPromptCache(2)
+    stock.insert_cache("model", [1, 2, 3], [layer])
+    assert stock.fetch_nearest_cache("model", [1, 2, 3])[1] == []
 
 
-def test_an_exact_hit_of_the_cache_leaves_no_token_and_ours_leaves_one() -> None:
-    def filled(cache: LRUPromptCache) -> LRUPromptCache:
-        layer = KVCache()
-        layer.update_and_fetch(mx.zeros((1, 1, 3, 8)), mx.zeros((1, 1, 3, 8)))
-        cache.insert_cache("model", [1, 2, 3], [layer])
-        return cache
-
-    assert filled(LRUPromptCache(2)).fetch_nearest_cache("model", [1, 2, 3])[1] == []
-    cache, rest = filled(engine._PromptCache(2)).fetch_nearest_cache("model", [1, 2, 3])
-    assert len(rest) + cache[0].offset == 3 and rest[-1] == 3
-    assert filled(engine._PromptCache(2)).fetch_nearest_cache("model", [1, 2, 3, 4])[1] == [4]
-    assert engine._PromptCache(2).fetch_nearest_cache("model", [1, 2]) == (None, [1, 2])
+def test_what_is_called_of_the_prompt_cache_ours_has() -> None:
+    used = set(re.findall(r"self\.prompt_cache\.(\w+)", SOURCE))
+    assert used - {"stats_by_type"} <= set(dir(PromptCache))  # that is for `_log_cache_stats`, which is overridden
+    for name in ("fetch_nearest_cache", "insert_cache", "trim_to"):
+        assert parameters(getattr(PromptCache, name)) == parameters(getattr(LRUPromptCache, name))
 
 
 def test_control_tokens_are_in_the_text(scripted_model: Path) -> None:
@@ -129,7 +200,8 @@ def test_control_tokens_are_in_the_text(scripted_model: Path) -> None:
 
 
 def test_loading(scripted_model: Path) -> None:
-    network, tokenizer, config = load_model(str(scripted_model), return_config=True)
+    loaded: Any = load_model(str(scripted_model), return_config=True)
+    network, tokenizer, config = loaded
     assert config["vocab_size"] == network.lm_head.weight.shape[0]
     assert tokenizer.eos_token_ids == {config["eos_token_id"]}
     assert parameters(load_adapters) == ["model", "adapter_path"]

@@ -1,9 +1,10 @@
-"""The engine on a real model, in this process."""
+"""The engine on a real model, in this process: answers, cancelling, limits, loading."""
 
 import asyncio
+import contextlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import mlx.core as mx
@@ -13,7 +14,8 @@ from mlx.utils import tree_flatten
 
 from punie_mlx import hardware, identity
 from punie_mlx.errors import ModelError, ServerError
-from punie_mlx.serve.engine import Engine, EngineBusyError, Limits, Sampling, load
+from punie_mlx.serve.engine import Engine, load
+from punie_mlx.serve.generation import EngineBusyError, Generation, Limits, Piece, Sampling
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +33,33 @@ def encode(engine: Engine, text: str) -> list[int]:
 GREEDY = Sampling()
 
 
+@contextlib.contextmanager
+def running(model: Path, limits: Limits = Limits()) -> Generator[Engine]:  # noqa: B008
+    engine = Engine.start(model, limits=limits)
+    try:
+        yield engine
+    finally:
+        engine.stop()
+
+
+def counted(engine: Engine) -> list[int]:
+    """Grows with each call of the network."""
+    steps: list[int] = []
+    network = engine.loaded.network
+    plain = type(network)
+
+    class Counted(plain):
+        def __call__(self, *args: object, **kwargs: object) -> object:
+            steps.append(1)
+            return plain.__call__(self, *args, **kwargs)
+
+    network.__class__ = Counted
+    return steps
+
+
 async def say(engine: Engine, text: str, sampling: Sampling = GREEDY, limit: int = 50) -> tuple[str, str, int]:
     with engine.generate(encode(engine, text), sampling, limit) as generation:
-        pieces = [piece async for piece in generation]
+        pieces = [piece async for pieces in generation for piece in pieces]
     return "".join(p.text for p in pieces), pieces[-1].finish or "", generation.cached_tokens
 
 
@@ -48,16 +74,46 @@ def test_length_ends_it(engine: Engine) -> None:
     assert asyncio.run(say(engine, "#forever", limit=3)) == ("la la la ", "length", 0)
 
 
+def test_pieces_have_their_tokens(engine: Engine) -> None:
+    async def scenario() -> tuple[list[Piece], Generation]:
+        with engine.generate(encode(engine, "#hello"), GREEDY, 50) as generation:
+            return [piece async for pieces in generation for piece in pieces], generation
+
+    pieces, generation = asyncio.run(scenario())
+    assert [p.token for p in pieces[:-1]] == encode(engine, "Hello, world 🌍!")
+    assert pieces[-1].token is None and pieces[-1].finish == "stop"  # the end token
+    assert {p.finish for p in pieces[:-1]} == {None}
+    assert generation.completion_tokens == len(pieces)
+    assert generation.progress is not None and generation.progress[0] == generation.progress[1]
+    assert generation.started is not None and generation.first is not None
+    assert generation.created <= generation.started <= generation.first
+
+
+def test_all_that_has_come_is_given_at_once(engine: Engine) -> None:
+    async def scenario() -> list[int]:
+        with engine.generate(encode(engine, "#forever"), GREEDY, 30) as generation:
+            while len(generation._items) < 30:  # not looking while it writes
+                await asyncio.sleep(0.001)
+            return [len(pieces) async for pieces in generation]
+
+    assert asyncio.run(scenario()) == [30]
+
+
+def test_what_the_loaded_model_is(engine: Engine, scripted_model: Path) -> None:
+    loaded = engine.loaded
+    assert loaded.vocabulary == json.loads((scripted_model / "config.json").read_text())["vocab_size"]
+    vocabulary = loaded.tokenizer.get_vocab()
+    assert loaded.eos == {vocabulary["<|im_end|>"]}
+    assert loaded.control[vocabulary["<tool_call>"]] == "<tool_call>"
+    assert loaded.context == 4096 and loaded.generation_config == {}
+    assert "<tools>" in loaded.chat_template
+
+
 def test_requests_share_a_batch(engine: Engine) -> None:
     async def several() -> list[tuple[str, str, int]]:
         return await asyncio.gather(*(say(engine, f"{i} #hello") for i in range(4)))
 
     assert [text for text, _, _ in asyncio.run(several())] == ["Hello, world 🌍!"] * 4
-
-
-def test_a_seed_repeats_the_answer(engine: Engine) -> None:
-    answers = [asyncio.run(say(engine, "#coin", Sampling(1.0, seed=s), 20))[0] for s in (3, 3, 4)]
-    assert answers[0] == answers[1] != answers[2]
 
 
 def test_prompts_are_cached(engine: Engine) -> None:
@@ -89,16 +145,76 @@ def test_cancelling_gives_the_slot_back(engine: Engine) -> None:
     assert engine.running == 0
 
 
-def test_what_waits_can_be_cancelled_too(engine: Engine) -> None:
-    async def scenario() -> str:
-        with engine.generate(encode(engine, "#forever"), Sampling(1.0, seed=1), 4000) as first:  # serves alone
-            with engine.generate(encode(engine, "#forever"), Sampling(), 4000):
+def test_what_waits_can_be_cancelled_and_never_starts(scripted_model: Path) -> None:
+    async def scenario(engine: Engine) -> Generation:
+        with engine.generate(encode(engine, "#forever"), GREEDY, 4000) as first:
+            async for _ in first:
+                break
+            with engine.generate(encode(engine, "#forever"), GREEDY, 4000) as second:  # there is one slot
                 pass
             async for _ in first:
                 break
-        return (await say(engine, "#hello"))[0]
+        assert (await say(engine, "#hello"))[0] == "Hello, world 🌍!"
+        return second
 
-    assert asyncio.run(scenario()) == "Hello, world 🌍!"
+    with running(scripted_model, Limits(decode_batch=1, prefill_batch=1)) as engine:
+        second = asyncio.run(scenario(engine))
+        assert second.started is None and second.progress is None
+
+
+def test_a_slot_is_free_within_three_steps_of_a_cancellation(scripted_model: Path) -> None:
+    """Steps are counted in the network itself."""
+
+    async def scenario(engine: Engine) -> int:
+        steps = counted(engine)
+        with engine.generate(encode(engine, "#forever"), GREEDY, 4000) as stays:
+            with engine.generate(encode(engine, "#forever"), GREEDY, 4000) as goes:
+                async for _ in goes:
+                    break
+                job, freed_at = engine._open[goes], []
+                leave = job.leave
+                job.leave = lambda: freed_at.append(len(steps)) or leave()
+                cancelled_at = len(steps)
+            while not freed_at:
+                await asyncio.sleep(0.001)
+            async for _ in stays:
+                break
+        return freed_at[0] - cancelled_at
+
+    with running(scripted_model) as engine:
+        assert asyncio.run(scenario(engine)) <= 3
+
+
+def test_a_newcomer_joins_at_the_next_step(scripted_model: Path) -> None:
+    async def scenario(engine: Engine) -> int:
+        steps = counted(engine)
+        with engine.generate(encode(engine, "#forever"), GREEDY, 4000) as first:
+            async for _ in first:
+                break
+            came_at = len(steps)
+            assert (await say(engine, "#hello"))[1] == "stop"
+            return len(steps) - came_at
+
+    with running(scripted_model) as engine:
+        # Prefill, three pieces, the end, each beside a step of the first; stock lets its half second pass before.
+        assert asyncio.run(scenario(engine)) < 30
+
+
+def test_one_in_its_prefill_ends_at_the_next_step(scripted_model: Path) -> None:
+    async def scenario(engine: Engine) -> tuple[int, int]:
+        prompt = encode(engine, "#hello") * 1000
+        with engine.generate(prompt, GREEDY, 10) as generation:
+            while generation.progress is None:
+                await asyncio.sleep(0.0005)
+        while engine._generator.inside:
+            await asyncio.sleep(0.0005)
+        assert generation.progress is not None
+        await say(engine, "#hello")
+        return generation.progress
+
+    with running(scripted_model, Limits(prefill_step=10)) as engine:
+        done, total = asyncio.run(scenario(engine))
+        assert done < 100 and total == 1000
 
 
 def test_too_many_requests_are_refused(engine: Engine) -> None:
@@ -125,6 +241,14 @@ def test_too_many_requests_are_refused(engine: Engine) -> None:
         ([1], Sampling(1.0, top_k=10**6), 5),
         ([1], Sampling(1.0, min_p=3), 5),
         ([1], Sampling(-1.0), 5),
+        ([1], Sampling(1.0, top_p=0), 5),
+        ([1], Sampling(1.0, seed=-1), 5),
+        ([1], Sampling(1.0, seed=2**64), 5),
+        ([1], Sampling(float("nan")), 5),
+        ([1], Sampling(repetition_penalty=0), 5),
+        ([1], Sampling(presence_penalty=float("inf")), 5),
+        ([1], Sampling(logit_bias=((10**9, 1.0),)), 5),
+        ([1], Sampling(logit_bias=((-1, 1.0),)), 5),
     ],
 )
 def test_what_would_kill_the_thread_never_reaches_it(
@@ -132,26 +256,6 @@ def test_what_would_kill_the_thread_never_reaches_it(
 ) -> None:
     with pytest.raises(ValueError):
         engine.generate(prompt, sampling, limit)
-
-
-def test_a_dead_engine_says_so(scripted_model: Path) -> None:
-    async def scenario() -> None:
-        with engine.generate(encode(engine, "#forever"), Sampling(), 4000) as generation:
-            pieces = generation.__aiter__()
-            await anext(pieces)
-            engine._generator.requests.put((object(), object(), object()))  # the thread falls over it
-            with pytest.raises(ServerError, match="died"):
-                async for _ in pieces:
-                    pass
-
-    engine = Engine.start(scripted_model)
-    try:
-        asyncio.run(scenario())
-        assert not engine.alive
-        with pytest.raises(ServerError, match="died"):
-            engine.generate([1], Sampling(), 1)
-    finally:
-        engine.stop()
 
 
 def test_stopping_cuts_off_what_runs(scripted_model: Path) -> None:
@@ -193,23 +297,21 @@ def test_a_model_without_template_is_a_model_error(copy: Path) -> None:
         load(copy)
 
 
-def make_adapter(path: Path, width: int, **config: object) -> Path:
+def make_adapter(path: Path, model: Path, wider: int = 0, **config: object) -> Path:
     path.mkdir()
+    base = json.loads((model / "config.json").read_text())
+    width, queries = base["hidden_size"] + wider, base["num_attention_heads"] * base["head_dim"]
     shape = {"fine_tune_type": "lora", "num_layers": 1, "lora_parameters": {"rank": 2, "scale": 20.0, "dropout": 0.0}}
     (path / "adapter_config.json").write_text(json.dumps({**shape, **config}))
     name = "model.layers.0.self_attn.q_proj.lora_"
-    arrays = {f"{name}a": mx.zeros((width, 2)), f"{name}b": mx.zeros((2, 128))}
+    arrays = {f"{name}a": mx.zeros((width, 2)), f"{name}b": mx.zeros((2, queries))}
     mx.save_safetensors(str(path / "adapters.safetensors"), arrays)
     return path
 
 
-def width(model: Path) -> int:
-    return json.loads((model / "config.json").read_text())["hidden_size"]
-
-
 def test_an_adapter_is_laid_over_the_model(scripted_model: Path, tmp_path: Path) -> None:
     trained_on = {"base_fingerprint": identity.fingerprint(scripted_model)}
-    adapter = make_adapter(tmp_path / "adapter", width(scripted_model), punie=trained_on)
+    adapter = make_adapter(tmp_path / "adapter", scripted_model, punie=trained_on)
     engine = Engine.start(scripted_model, adapter)
     try:
         assert any(n.endswith("lora_a") for n, _ in tree_flatten(engine.loaded.network.parameters()))
@@ -219,10 +321,10 @@ def test_an_adapter_is_laid_over_the_model(scripted_model: Path, tmp_path: Path)
 
 
 def test_an_adapter_of_another_model_is_refused(scripted_model: Path, tmp_path: Path) -> None:
-    other = make_adapter(tmp_path / "a", width(scripted_model), punie={"base_fingerprint": "0123456789abcdef"})
+    other = make_adapter(tmp_path / "a", scripted_model, punie={"base_fingerprint": "0123456789abcdef"})
     with pytest.raises(ModelError, match="0123456789ab"):
         load(scripted_model, other)
-    misshapen = make_adapter(tmp_path / "b", width(scripted_model) + 1)
+    misshapen = make_adapter(tmp_path / "b", scripted_model, wider=1)
     with pytest.raises(ModelError, match="does not fit"):
         load(scripted_model, misshapen)
     with pytest.raises(ModelError, match=r"adapter_config\.json"):

@@ -11,6 +11,8 @@ from typing import Any
 
 import httpx2 as httpx
 import pytest
+from openai.types import Completion
+from openai.types.chat import ChatCompletion
 
 WEATHER = {
     "type": "function",
@@ -20,6 +22,7 @@ WEATHER = {
         "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
     },
 }
+CUT = "<tool_call>\n\n<function=get_weather>\n<parameter=city>\nLis"
 ADD = {
     "type": "function",
     "function": {
@@ -82,7 +85,6 @@ def test_a_plain_answer(client: httpx.Client, scripted_server: Any) -> None:
     ("key", "expected"),
     [
         ("#call", [("get_weather", {"city": "Paris"})]),
-        ("#hermes", [("get_weather", {"city": "Rome"})]),
         ("#spaced-call", [("get_weather", {"city": "Oslo"})]),
         ("#two-calls", [("get_weather", {"city": "Bern"}), ("add", {"a": 1, "b": 2})]),
     ],
@@ -95,6 +97,11 @@ def test_calls(client: httpx.Client, key: str, expected: list[Any]) -> None:
     assert len({c["id"] for c in message["tool_calls"]}) == len(expected)
 
 
+def test_a_call_in_another_format_of_the_family_is_read(client: httpx.Client) -> None:
+    message, reason = answer(client, "#hermes", tools=[WEATHER], constrain="off")
+    assert (calls(message), reason) == ([("get_weather", {"city": "Rome"})], "tool_calls")
+
+
 def test_text_before_a_call_stays(client: httpx.Client) -> None:
     message, _ = answer(client, "#spaced-call", tools=[WEATHER])
     assert message["content"].strip() == "Let me look."
@@ -104,18 +111,26 @@ def test_text_before_a_call_stays(client: httpx.Client) -> None:
     ("key", "text"),
     [
         ("#broken", "Well. <tool_call>\n{no call at all\n</tool_call> So be it."),
-        ("#cut", "<tool_call>\n\n<function=get_weather>\n<parameter=city>\nLis"),
+        ("#cut", CUT),
         ("#fence", '```json\n{"name": "get_weather", "arguments": {"city": "Kyiv"}}\n```'),
     ],
 )
 def test_what_is_no_call_comes_back_whole_as_text(client: httpx.Client, key: str, text: str) -> None:
-    assert answer(client, key, tools=[WEATHER]) == ({"role": "assistant", "content": text}, "stop")
-    streamed = [e["choices"][0] for e in events(client, key, tools=[WEATHER])]
-    assert "".join(c["delta"].get("content", "") for c in streamed) == text
+    assert answer(client, key, tools=[WEATHER], constrain="off") == ({"role": "assistant", "content": text}, "stop")
+
+
+def test_a_call_that_breaks_is_told_in_problems(client: httpx.Client) -> None:
+    key = "#cut"
+    (choice,) = post(client, key, tools=[WEATHER], constrain="off").json()["choices"]
+    (problem,) = choice["punie"]["problems"]
+    assert problem["kind"] in ("malformed", "truncated") and problem["detail"]
+    assert problem["raw"] in choice["message"]["content"]
+    streamed = [e["choices"][0] for e in events(client, key, tools=[WEATHER], constrain="off")]
+    assert [p["raw"] for p in streamed[-1]["punie"]["problems"]] == [problem["raw"]]
     assert streamed[-1]["finish_reason"] == "stop"
 
 
-@pytest.mark.parametrize("fields", [{}, {"tools": [WEATHER], "tool_choice": "none"}])
+@pytest.mark.parametrize("fields", [{}, {"tools": [WEATHER], "tool_choice": "none", "constrain": "off"}])
 def test_a_call_that_nobody_can_answer_is_text(client: httpx.Client, fields: dict[str, Any]) -> None:
     message, reason = answer(client, "#call", **fields)
     assert message["content"].startswith("<tool_call>") and message["content"].endswith("</tool_call>")
@@ -135,8 +150,8 @@ def test_thinking_is_reasoning_content(client: httpx.Client) -> None:
 
 
 def test_a_call_cut_by_length_is_text_and_says_length(client: httpx.Client) -> None:
-    message, reason = answer(client, "#cut", tools=[WEATHER], max_tokens=2)
-    assert message["content"] == "<tool_call>\n\n<function=get_weather>\n<parameter=city>\nLis"
+    message, reason = answer(client, "#cut", tools=[WEATHER], constrain="off", max_tokens=2)
+    assert message["content"].startswith("<tool_call>") and CUT.startswith(message["content"])
     assert reason == "length"
 
 
@@ -171,8 +186,9 @@ def test_a_stream_of_a_call(client: httpx.Client) -> None:
     assert {c["object"] for c in chunks} == {"chat.completion.chunk"}
     assert len({c["id"] for c in chunks}) == 1
     *choices, last = [c["choices"][0] for c in chunks if c["choices"]]
-    assert last == {"index": 0, "delta": {}, "finish_reason": "tool_calls", "logprobs": None}
-    assert chunks[-1]["usage"]["completion_tokens"] == 8
+    punie = {"grammar": {"state": "lazy", "relaxed": []}, "problems": [], "rescued": []}
+    assert last == {"index": 0, "delta": {}, "finish_reason": "tool_calls", "logprobs": None, "punie": punie}
+    assert chunks[-1]["usage"]["completion_tokens"] == 13
     assert not any(c["delta"].get("content") for c in choices)
     parts = [p for c in choices for p in c["delta"].get("tool_calls", ())]
     assert [(p["index"], p["function"].get("name")) for p in parts if "id" in p] == [(0, "get_weather"), (1, "add")]
@@ -288,7 +304,7 @@ def test_unknown_paths_and_methods(client: httpx.Client) -> None:
 def running(client: httpx.Client) -> int:
     health = client.get(f"http://{client.base_url.host}:{client.base_url.port}/health")
     assert health.json()["status"] == "ok"
-    return health.json()["running"]
+    return health.json()["running"] + health.json()["waiting"]
 
 
 def until(what: Callable[[], bool], seconds: float = 5) -> bool:
@@ -307,7 +323,7 @@ def test_a_client_that_leaves_frees_its_slot(client: httpx.Client, stream: bool,
     body = json.dumps(request).encode()
     url = client.base_url
     with socket.create_connection((url.host, url.port)) as connection:
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
         connection.sendall(head.encode() + body)
         assert until(lambda: running(client) == 1)
     assert until(lambda: running(client) == 0, 0.5 if not stream else 2)
@@ -316,7 +332,7 @@ def test_a_client_that_leaves_frees_its_slot(client: httpx.Client, stream: bool,
 def test_a_queue_that_is_full_is_429(client: httpx.Client) -> None:
     url = client.base_url
     body = json.dumps({"messages": [{"role": "user", "content": "#forever"}], "seed": 1, "temperature": 1}).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
     connections = [socket.create_connection((url.host, url.port)) for _ in range(128)]
     try:
         for connection in connections:
@@ -332,3 +348,140 @@ def test_a_queue_that_is_full_is_429(client: httpx.Client) -> None:
         assert error(refused)["type"] == "rate_limit_error"
     assert until(lambda: running(client) == 0)
     assert answer(client, "#hello")[1] == "stop"
+
+
+# ---- log-probabilities, plain text, and what would be sent ----
+
+
+def root(client: httpx.Client) -> str:
+    return str(client.base_url).removesuffix("/v1/")
+
+
+def test_logprobs_are_those_of_all_tokens(client: httpx.Client) -> None:
+    response = post(client, "#hello", logprobs=True, top_logprobs=2).json()
+    ChatCompletion.model_validate(response, strict=True)
+    (choice,) = response["choices"]
+    tokens = choice["logprobs"]["content"]
+    assert "".join(t["token"] for t in tokens) == choice["message"]["content"]
+    assert all(t["logprob"] <= 0 and t["top_logprobs"][0]["token"] == t["token"] for t in tokens)
+    assert all(len(t["top_logprobs"]) == 2 for t in tokens)
+    streamed = [e["choices"][0]["logprobs"] for e in events(client, "#hello", logprobs=True, top_logprobs=2)]
+    assert [t for found in streamed if found for t in found["content"]] == tokens
+
+
+def test_logprobs_end_with_the_stop_string(client: httpx.Client) -> None:
+    (choice,) = post(client, "#stop", logprobs=True, stop="three").json()["choices"]
+    assert choice["message"]["content"] == "one two "
+    assert [t["token"] for t in choice["logprobs"]["content"]] == ["one ", "two thr", "ee four"]
+
+
+def test_plain_text_is_continued(client: httpx.Client) -> None:
+    body = client.post("/completions", json={"prompt": "#hello"}).json()
+    Completion.model_validate(body, strict=True)
+    assert body["choices"] == [{"index": 0, "text": "Hello, world 🌍!", "logprobs": None, "finish_reason": "stop"}]
+    assert body["object"] == "text_completion" and body["id"].startswith("cmpl-")
+
+    tokens = client.post(f"{root(client)}/tokenize", json={"prompt": "#hello"}).json()["tokens"]
+    for prompt in (tokens, [tokens]):
+        same = client.post("/completions", json={"prompt": prompt}).json()
+        assert (same["choices"], same["usage"]["prompt_tokens"]) == (body["choices"], len(tokens))
+
+
+def test_several_prompts_and_answers_are_in_order(client: httpx.Client) -> None:
+    body = client.post("/completions", json={"prompt": ["#hello", "#stop"], "n": 2}).json()
+    assert [c["index"] for c in body["choices"]] == [0, 1, 2, 3]
+    assert [c["text"][:5] for c in body["choices"]] == ["Hello", "Hello", "one t", "one t"]
+    alone = [client.post("/completions", json={"prompt": p}).json()["usage"] for p in ("#hello", "#stop")]
+    assert body["usage"]["prompt_tokens"] == sum(u["prompt_tokens"] for u in alone)
+    assert body["usage"]["completion_tokens"] == 2 * sum(u["completion_tokens"] for u in alone)
+
+
+def test_plain_text_streams(client: httpx.Client) -> None:
+    asked = {
+        "prompt": "#stop",
+        "stream": True,
+        "stop": "four",
+        "logprobs": 1,
+        "stream_options": {"include_usage": True},
+    }
+    *lines, done = [line for line in client.post("/completions", json=asked).text.split("\n\n") if line]
+    chunks = [json.loads(line.removeprefix("data: ")) for line in lines]
+    assert done == "data: [DONE]" and chunks[-1]["choices"] == [] and chunks[-1]["usage"]["completion_tokens"] > 0
+    choices = [c["choices"][0] for c in chunks[:-1]]
+    assert "".join(c["text"] for c in choices) == "one two three "
+    assert choices[-1]["finish_reason"] == "stop"
+    found = [c["logprobs"] for c in choices if c["logprobs"]]
+    assert [o for f in found for o in f["text_offset"]] == [0, 4, 11]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"prompt": "x" * 5000}, "prompt"),
+        ({"prompt": "x", "echo": True}, "echo"),
+        ({"prompt": "x", "suffix": "y"}, "suffix"),
+        ({"prompt": ["x"] * 200}, "prompt"),
+        ({"prompt": "x", "n": 100}, "n"),
+        ({}, "prompt"),
+    ],
+)
+def test_bad_requests_for_text(client: httpx.Client, fields: dict[str, Any], param: str) -> None:
+    response = client.post("/completions", json=fields)
+    assert response.status_code == 400 and error(response)["param"].startswith(param)
+
+
+def test_what_is_rendered_is_what_is_sent(client: httpx.Client) -> None:
+    asked = {"messages": [{"role": "user", "content": "#hello"}], "tools": [WEATHER]}
+    rendered = client.post("/chat/completions/render", json=asked).json()
+    assert rendered["text"].endswith("#hello") and "get_weather" in rendered["text"]
+    assert rendered["count"] == len(rendered["tokens"]) == len(rendered["token_strs"])
+    assert "".join(rendered["token_strs"]) == rendered["text"]
+    usage = client.post("/chat/completions", json=asked).json()["usage"]
+    assert usage["prompt_tokens"] == rendered["count"]
+    assert rendered["grammar"]["state"] == "lazy" and "start:" in rendered["grammar"]["lark"]
+    as_tokens = client.post(f"{root(client)}/tokenize", json=asked).json()
+    assert as_tokens["tokens"] == rendered["tokens"] and as_tokens["max_model_len"] == 4096
+
+
+def test_a_narrowed_choice_shows_all_tools_where_a_grammar_holds_it(client: httpx.Client) -> None:
+    choice = {"type": "function", "function": {"name": "add"}}
+    asked = {"messages": [{"role": "user", "content": "x"}], "tools": [WEATHER, ADD], "tool_choice": choice}
+    held = client.post("/chat/completions/render", json=asked).json()
+    assert held["grammar"]["state"] == "enforced" and "get_weather" in held["text"]
+    free = client.post("/chat/completions/render", json={**asked, "constrain": "off"}).json()
+    assert free["grammar"] == {"state": "off", "reason": free["grammar"]["reason"], "relaxed": [], "lark": None}
+    assert free["grammar"]["reason"] and "get_weather" not in free["text"] and '"add"' in free["text"]
+
+
+def test_only_demands_are_held_where_the_request_says_so(client: httpx.Client) -> None:
+    def state(**fields: Any) -> str:
+        asked = {"messages": [{"role": "user", "content": "x"}], "constrain": "required-only", **fields}
+        return client.post("/chat/completions/render", json=asked).json()["grammar"]["state"]
+
+    assert state() == state(tools=[ADD]) == "off"
+    assert state(tools=[ADD], tool_choice="required") == "enforced"
+    assert state(response_format={"type": "json_object"}) == "enforced"
+
+
+def test_rescue_reads_a_fence_where_the_request_wants_it(client: httpx.Client) -> None:
+    fields = {"tools": [WEATHER], "constrain": "off"}
+    (choice,) = post(client, "#fence", **fields, rescue=True).json()["choices"]
+    (call,) = choice["message"]["tool_calls"]
+    assert (call["function"]["name"], choice["finish_reason"]) == ("get_weather", "tool_calls")
+    assert choice["punie"]["rescued"] == [call["id"]]
+    assert "tool_calls" not in answer(client, "#fence", **fields)[0]
+
+
+def test_metrics_count_answers(client: httpx.Client) -> None:
+    def count(line: str) -> float:
+        found = [x for x in client.get(f"{root(client)}/metrics").text.splitlines() if x.startswith(line)]
+        return float(found[0].rpartition(" ")[2]) if found else 0.0
+
+    lines = (
+        'punie_generations_total{reason="stop"}',
+        "punie_calls_malformed_total",
+        'punie_grammar_total{state="off"}',
+    )
+    before = [count(line) for line in lines]
+    answer(client, "#cut", tools=[WEATHER], constrain="off")
+    assert [count(line) for line in lines] == [n + 1 for n in before]

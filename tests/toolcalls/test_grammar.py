@@ -108,6 +108,23 @@ def test_calls_may_follow_text_and_thinking(name, markers):
     assert opened.stops_at(wire) is not None
 
 
+ONLY_AT_THE_END = ("harmony", "mistral", "llama3_json", "json_fence")
+
+
+@pytest.mark.parametrize(("name", "markers"), [c for c in CASES if c.values[0] not in ONLY_AT_THE_END])
+def test_text_may_follow_calls_and_thinking_may_hold_them(name, markers):
+    wire, (think, close) = formats.render(name, GOOD), formats.get(name).think
+    auto = machine(name, markers, Constraint(reasoning="may"))
+    for text in (f"{wire} Done.", f"First.\n{wire} Then.\n{wire}", f"{think}hm {wire} so{close}Yes.",
+                 f"{think}{wire} ok{close}{wire} Done."):  # fmt: skip
+        assert auto.stops_at(text) is None, text
+        assert not auto.read(auto.encode(text), name).problems, text
+    once = machine(name, markers, Constraint(parallel=False))
+    assert once.stops_at(f"Well. {formats.render(name, GOOD[:1])} Done.") is None
+    assert once.stops_at(f"Well. {wire}") is not None
+    assert machine(name, markers, Constraint("required")).stops_at(f"{wire} Done.") is not None
+
+
 @pytest.mark.parametrize(("name", "markers"), CASES)
 def test_a_marker_spelled_in_ordinary_tokens_is_data(name, markers):
     """With its tokens, a closing marker in a value is no end, and the token itself is refused there."""

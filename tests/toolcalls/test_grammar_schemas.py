@@ -179,7 +179,7 @@ def test_newlines_that_some_models_leave_out():
         (False, "no value fits"),
         ({"enum": []}, "none of the allowed values"),
         ({"enum": ["a"], "type": "integer"}, "none of the allowed values"),
-        ({"type": "text"}, "no type 'text'"),
+        ({"type": "banana"}, "no type 'banana'"),
         ({"type": "integer", "minimum": 3, "maximum": 1}, "no value fits"),
         ({"type": "array", "minItems": 3, "maxItems": 1}, "no value fits"),
         ("string", "no JSON object"),

@@ -89,6 +89,7 @@ def grammar(rules: Rules, format: Format, tools: Sequence[Tool]) -> Frame:
         between=CALL,
         after=format.close,
         never=never,
+        again=True,
         others=(Frame(fenced, before=head, between=f"\n{CALL}{head}", after=format.close),),
     )
 

@@ -21,6 +21,7 @@ from punie_mlx.toolcalls.blocks import Block
 from punie_mlx.toolcalls.calls import Tool, ToolCall, dumps
 from punie_mlx.toolcalls.grammar_calls import json_calls
 from punie_mlx.toolcalls.grammar_rules import Frame, Rules, pattern, quote
+from punie_mlx.toolcalls.grammar_strings import Limits
 from punie_mlx.toolcalls.grammar_values import Style
 from punie_mlx.toolcalls.jsonwriter import DEPTH, SPECIAL, Transcriber
 from punie_mlx.toolcalls.pystream import CONSTANTS
@@ -348,6 +349,7 @@ def grammar(rules: Rules, format: Format, tools: Sequence[Tool]) -> Frame:
         between=f"{format.close}{format.open}call:",
         after=format.close,
         never=(*heads, pattern(_CHANNEL), pattern(THINK[1])),
+        again=True,
     )
 
 
@@ -357,8 +359,12 @@ def _style(rules: Rules, mark: str) -> Style:
     def text(value: str) -> str:
         return f"{rules.spell(mark)} {quote(value)} {rules.spell(mark)}"
 
+    def string(limits: Limits) -> str:
+        never = (pattern(mark),) if limits else ()
+        return f"{rules.spell(mark)} {rules.text_until(mark, never, limits=limits)}"
+
     return Style(
-        string=f"{rules.spell(mark)} {rules.text_until(mark)}",
+        string=string,
         text=text,
         key=lambda name: quote(name) if _PLAIN_KEY.match(name) else text(name),
         any_key=r"/[A-Za-z_][A-Za-z0-9_.\-]{0,63}/",

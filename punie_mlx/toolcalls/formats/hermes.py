@@ -64,6 +64,7 @@ def grammar(rules: Rules, format: Format, tools: Sequence[Tool]) -> Frame:
         between=f"}}\n{format.close}\n{opening}",
         after=f"}}\n{format.close}",
         never=(rf"{pattern(format.open)}\s*(`|[{{\[]|<function=)",),
+        again=True,
     )
 
 

@@ -77,6 +77,7 @@ def grammar(rules: Rules, format: Format, tools: Sequence[Tool]) -> Frame:
         between=f"{CALL}{_PREFIX}",
         after=format.close,
         never=(pattern(CALL), pattern(format.open)),
+        again=True,
     )
 
 

@@ -242,6 +242,7 @@ def grammar(rules: Rules, format: Format, tools: Sequence[Tool]) -> Frame:
         after=f"]{format.close}",
         never=(rf"\[\s*{rules.any_name}\s*\(", pattern(OPEN), pattern(PYTHON_OPEN)),
         anywhere=bool(format.open),
+        again=bool(format.open),
     )
 
 
