@@ -8,7 +8,8 @@ Each request asks for a nonce of its own, in one of these ways, streamed or not:
 
     copy, copy-free   "Read core/hazel/falcon.json" with a tool, which data/tiny-base (or a model like it) copies into
                       its answer, through attention: another row's cache would give another path. With the grammar
-                      waiting for a call, and without a grammar. Two different words always: then it never fails.
+                      waiting for a call, and without a grammar. What is not copied is asked again alone, at the end:
+                      a mistake that the model makes there, too, is a slip of its own, and only counted.
     tool              tool_choice "required", the nonce as the only value that the schema leaves
     schema            response_format json_schema, the same
 
@@ -67,6 +68,8 @@ class Tally:
 
     answers: Counter[str] = field(default_factory=Counter)  # right ones, by kind
     left: int = 0  # requests that their client went away from
+    doubtful: list[tuple[Question, str, str]] = field(default_factory=list)  # what the model copied, and the story
+    slips: int = 0  # of the model: it makes the same mistake alone
     wrong: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)  # no whole answer, or an error
     tokens: int = 0
@@ -182,7 +185,11 @@ async def client(server: Server, number: int, seed: int, until: float, leaves: b
         tally.tokens += tokens
         if bad := asked.complaint(answer):
             streamed = "streamed" if "stream" in body else "whole"
-            tally.wrong.append(f"{asked.kind}, {streamed}: {bad}: {reason} {json.dumps(answer, ensure_ascii=False)}")
+            story = f"{asked.kind}, {streamed}: {bad}: {reason} {json.dumps(answer, ensure_ascii=False)}"
+            if asked.kind.startswith("copy"):
+                tally.doubtful.append((asked, answer["content"], story))
+            else:
+                tally.wrong.append(story)
         else:
             tally.answers[asked.kind] += 1
 
@@ -194,7 +201,7 @@ async def watch(server: Server, began: float, until: float, tally: Tally) -> Non
         tally.memory.append((now - began, await asyncio.to_thread(server.rss)))
         if now - told >= 10:
             told = now
-            right, bad = tally.answers.total(), len(tally.wrong) + len(tally.failed)
+            right, bad = tally.answers.total(), len(tally.wrong) + len(tally.failed) + len(tally.doubtful)
             megabytes = tally.memory[-1][1] / 1e6
             print(
                 f"{now - began:5.0f} s: {right} right, {bad} not, {tally.left} left, {megabytes:.0f} MB",
@@ -210,6 +217,12 @@ async def soak(server: Server, clients: int, seconds: float, seed: int) -> Tally
     until = began + seconds
     each = (client(server, i, seed, until, i % 3 == 0, tally) for i in range(clients))
     await asyncio.gather(watch(server, began, until, tally), *each)
+    for asked, content, story in tally.doubtful:
+        reply = await load_client.post(server, {"temperature": 0, **asked.body})
+        if message(reply)[0]["content"] == content:
+            tally.slips += 1
+        else:
+            tally.wrong.append(story)
     return tally
 
 
@@ -278,6 +291,7 @@ def main() -> int:
         "answers": dict(tally.answers),
         "left": tally.left,
         "tokens": tally.tokens,
+        "slips": tally.slips,
         "wrong": len(tally.wrong),
         "failed": len(tally.failed),
         "examples": [*tally.wrong[:EXAMPLES], *tally.failed[:EXAMPLES]],
@@ -294,7 +308,9 @@ def main() -> int:
         asked.json.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     for example in found["examples"]:
         print(example)
-    print(f"{tally.answers.total()} right answers ({dict(tally.answers)}), {tally.left} left, {tally.tokens} tokens")
+    print(
+        f"{tally.answers.total()} right answers ({dict(tally.answers)}), {tally.slips} slips of the model, {tally.left} left, {tally.tokens} tokens"
+    )
     print(f"memory by quarter: {', '.join(f'{m / 1e6:.1f} MB' for m in memory)}; at rest: {rest}")
     for line in broken:
         print(f"broken: {line}")
