@@ -308,9 +308,8 @@ def main() -> int:
         asked.json.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     for example in found["examples"]:
         print(example)
-    print(
-        f"{tally.answers.total()} right answers ({dict(tally.answers)}), {tally.slips} slips of the model, {tally.left} left, {tally.tokens} tokens"
-    )
+    kinds = dict(tally.answers)
+    print(f"{tally.answers.total()} right answers ({kinds}), {tally.slips} slips of the model, {tally.left} left")
     print(f"memory by quarter: {', '.join(f'{m / 1e6:.1f} MB' for m in memory)}; at rest: {rest}")
     for line in broken:
         print(f"broken: {line}")
