@@ -43,7 +43,7 @@ class Limits:
 
     requests: int = 128  # running and waiting; one more is refused
     decode_batch: int = 32
-    prefill_batch: int = 4  # more at once, and the first of them waits longer for its first token
+    prefill_batch: int = 8
     prefill_step: int = 2048
     cached_prompts: int = 64
     prompt_cache_bytes: int | None = None
