@@ -19,17 +19,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
-import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import hypothesis
+import load_client
 import requests
 import schemathesis
 from hypothesis import HealthCheck, Phase
@@ -144,23 +142,6 @@ def explore(strategy: Any, once: Any, count: int, seed: int) -> None:
     hypothesis.seed(seed)(settings(hypothesis.given(strategy)(once)))()
 
 
-@contextlib.contextmanager
-def server(model: Path) -> Generator[str]:
-    """The address of a server of our own. Raises `RuntimeError` where it does not start."""
-    command = [sys.executable, "-m", "punie_mlx", "serve", "--model", str(model), "--port", "0", *SMALL]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
-        try:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            if not line:
-                raise RuntimeError(f"the server ended with exit code {process.wait()}")
-            yield json.loads(line)["url"].removesuffix("/v1")
-        finally:
-            process.terminate()
-            process.wait(60)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", help="the server to ask; default: one of its own")
@@ -178,11 +159,10 @@ def main() -> int:
         session.headers["Authorization"] = f"Bearer {options.api_key}"
     try:
         with contextlib.ExitStack() as stack:
-            url = (
-                options.url.rstrip("/").removesuffix("/v1")
-                if options.url
-                else stack.enter_context(server(options.model))
-            )
+            if options.url:
+                url = options.url.rstrip("/").removesuffix("/v1")
+            else:
+                url = f"http://127.0.0.1:{stack.enter_context(load_client.ours(options.model, *SMALL)).port}"
             run = Fuzz(url, session, options.patience)
             fuzz(run, options.examples, options.seed)
             health = run.health()

@@ -91,7 +91,7 @@ def whole(pattern: Any) -> str:
 
     Anchors are understood at the ends of the pattern and of the alternatives that it consists of.
     """
-    if not isinstance(pattern, str) or _BEYOND.search(pattern) or not _compiles(pattern):
+    if not isinstance(pattern, str) or _BEYOND.search(pattern) or not compiles(pattern):
         return ""
     alternatives, depth, at = [""], 0, 0
     for found in _ANCHORED.finditer(pattern):
@@ -123,7 +123,8 @@ def _unanchored(part: str) -> str:
     return f"{'' if begins else '(?s:.*)'}({inner}){'' if ends else '(?s:.*)'}"
 
 
-def _compiles(pattern: str) -> bool:
+def compiles(pattern: str) -> bool:
+    """Whether it is a regular expression at all."""
     try:
         re.compile(pattern)
     except (re.error, RecursionError, OverflowError):

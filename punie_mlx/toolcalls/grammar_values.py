@@ -18,7 +18,7 @@ from punie_mlx.toolcalls import schema as schemas
 from punie_mlx.toolcalls.calls import Tool
 from punie_mlx.toolcalls.grammar_rules import Field, Rules, quote
 from punie_mlx.toolcalls.grammar_schemas import LLGUIDANCE_FORMATS, alternatives, unheld
-from punie_mlx.toolcalls.grammar_strings import FORMATS, LONGEST, LONGEST_SEARCHED, UNLIMITED, Limits, limits
+from punie_mlx.toolcalls.grammar_strings import FORMATS, LONGEST, LONGEST_SEARCHED, UNLIMITED, Limits, compiles, limits
 
 # Bounds keep a model from writing digits for ever, and a float within what a float can hold.
 INTEGER = r"/-?(?:0|[1-9][0-9]{0,99})/"
@@ -398,7 +398,7 @@ def _usable(key: str, value: Any) -> bool:
     if key == "format":
         return value in LLGUIDANCE_FORMATS
     if key == "pattern":
-        return isinstance(value, str) and not _BEYOND.search(value) and _compiles(value)
+        return isinstance(value, str) and not _BEYOND.search(value) and compiles(value)
     if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
         return False
     if key in ("minLength", "maxLength"):
@@ -416,14 +416,6 @@ def _of_integers(limits: Mapping[str, Any]) -> dict[str, Any]:
     high = [math.floor(limits["maximum"])] if "maximum" in limits else []
     high += [math.ceil(limits["exclusiveMaximum"]) - 1] if "exclusiveMaximum" in limits else []
     return out | ({"minimum": max(low)} if low else {}) | ({"maximum": min(high)} if high else {})
-
-
-def _compiles(pattern: str) -> bool:
-    try:
-        re.compile(pattern)
-    except (re.error, RecursionError, OverflowError):
-        return False
-    return True
 
 
 def without(rules: Rules, style: Style, never: Sequence[str]) -> Style:
