@@ -114,7 +114,7 @@ def run_pipeline(config: PipelineConfig, say: Say = lambda line: print(line, fil
 def check(config: PipelineConfig) -> None:
     """Find out before any work what would stop the road at its end."""
     from punie_mlx.corpus.convert import source_files
-    from punie_mlx.evals.suite import read_suite
+    from punie_mlx.corpus.suite import read_suite
     from punie_mlx.export.quantize import check_settings
 
     check_settings(config.bits, config.group_size)

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import openai
 
+from punie_mlx.corpus.suite import Case, read_suite
 from punie_mlx.errors import PunieError, ServerError
 from punie_mlx.evals.runner import base_url
 from punie_mlx.evals.server_process import serving
-from punie_mlx.evals.suite import Case, read_suite
 from punie_mlx.export.hub import resolve
 
 SUITE = Path(__file__).resolve().parent.parent / "data" / "suites" / "discrimination.jsonl"

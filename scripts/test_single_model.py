@@ -16,8 +16,8 @@ import time
 from pathlib import Path
 
 from punie_mlx.chat.render import encode, render
+from punie_mlx.corpus.suite import read_suite
 from punie_mlx.errors import PunieError
-from punie_mlx.evals.suite import read_suite
 from punie_mlx.export.hub import resolve
 from punie_mlx.serve.engine import load
 

@@ -24,8 +24,8 @@ from pydantic_ai.toolsets.abstract import AbstractToolset, ToolsetTool
 from pydantic_ai.usage import UsageLimits
 from pydantic_core import SchemaValidator, core_schema
 
+from punie_mlx.corpus.suite import Case
 from punie_mlx.evals.scratch import Scratch
-from punie_mlx.evals.suite import Case
 
 ANY_OBJECT = SchemaValidator(core_schema.dict_schema(core_schema.str_schema(), core_schema.any_schema()))
 # The schemas go to the server as the suite has them: a model is scored on the prompt that it was trained on.

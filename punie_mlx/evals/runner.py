@@ -21,12 +21,12 @@ from urllib.parse import urlsplit, urlunsplit
 import openai
 
 from punie_mlx import identity
+from punie_mlx.corpus.suite import Case, Suite, read_suite
 from punie_mlx.errors import ConfigError, FingerprintError, InputError, OutputError, ServerError
 from punie_mlx.evals.agent import AgentSettings, Harness, Run, connect
 from punie_mlx.evals.score import Verdict, score
 from punie_mlx.evals.scratch import Scratch
 from punie_mlx.evals.server_process import STARTUP_SECONDS, serving
-from punie_mlx.evals.suite import Case, Suite, read_suite
 from punie_mlx.evals.summary import summarize
 from punie_mlx.files import atomic_file
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from punie_mlx.corpus.suite import Case, ExpectedCall
 from punie_mlx.evals.agent import Call, Run
-from punie_mlx.evals.suite import Case, ExpectedCall
-from punie_mlx.evals.values import equal
+from punie_mlx.toolcalls.values import equal
 
 CHECKS = ("names", "arguments", "execution", "answer")
 FENCE = re.compile(r"```[^\n`]*\n?(.*?)(?:```|\Z)", re.DOTALL)

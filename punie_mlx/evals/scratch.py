@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from punie_mlx.corpus.world import TOOLS
-from punie_mlx.evals.values import Schema, problem
+from punie_mlx.toolcalls.values import Schema, problem
 
 MAX_RESULT = 20_000
 COMMAND_SECONDS = 5.0

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from punie_mlx.corpus.suite import read_suite
 from punie_mlx.errors import DataError
-from punie_mlx.evals.suite import read_suite
 
 TOOL = {
     "type": "function",

@@ -2,7 +2,7 @@
 
 import pytest
 
-from punie_mlx.evals.values import equal, problem
+from punie_mlx.toolcalls.values import equal, problem
 
 INTEGER, NUMBER, STRING, BOOLEAN = ({"type": t} for t in ("integer", "number", "string", "boolean"))
 
