@@ -6,7 +6,7 @@ Training, the converter's check and the server all render here, so a model is tr
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,22 @@ def load_tokenizer(model: Path) -> Any:
     if not Path(model).is_dir():
         raise ModelError(f"model directory {model} does not exist: give a directory with a tokenizer and chat template")
     try:
-        tokenizer = load(Path(model))
+        tokenizer = load(Path(model), eos_token_ids=_ends_of_turn(Path(model)))
     except Exception as e:
         raise ModelError(f"the tokenizer of {model} cannot be loaded: {e}") from e
     if not getattr(tokenizer, "chat_template", None):
         raise ModelError(f"the tokenizer of {model} has no chat template: add chat_template.jinja to the directory")
     return tokenizer
+
+
+def _ends_of_turn(model: Path) -> Any:
+    """The tokens at which generation stops, as the engine that serves `model` has them: some models have several."""
+    from mlx_lm.utils import load_config
+
+    try:
+        return load_config(model).get("eos_token_id")
+    except (OSError, ValueError):
+        return None  # a tokenizer alone: its own end-of-sequence token is all there is to know
 
 
 def normalize(messages: Sequence[Message]) -> list[dict[str, Any]]:
@@ -60,7 +70,7 @@ def _call(call: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(arguments, dict):
             arguments = {"INVALID_JSON": json.dumps(arguments, ensure_ascii=False)}
     shown = {"name": function["name"], "arguments": arguments}
-    return {"type": "function", "id": call.get("id", ""), "function": shown}
+    return {"type": "function", "id": call.get("id") or "", "function": shown}
 
 
 def render(
@@ -116,23 +126,67 @@ def safe_prompt(
 
     The tokens are those of `encode(render(…))` wherever no control token is spelled out.
     """
-    markers = vocabulary(tokenizer)
-    messages = normalize(messages)
-    given = (messages, tools or (), template_kwargs, getattr(tokenizer, "chat_template", None))
-    sentinel = Sentinel(markers, _strings(given))
-    last = len(messages) - 1
-    rendered = render(
-        tokenizer,
-        [_sealed(message, sentinel, last=i == last) for i, message in enumerate(messages)],
-        sentinel.value(list(tools or ()), SCHEMA_WORDS),
-        add_generation_prompt=add_generation_prompt,
-        **{key: sentinel.value(value, SCHEMA_WORDS) for key, value in template_kwargs.items()},
-    )
-    text, cuts = sentinel.take_out(rendered)
-    return Prompt(text, markers.encode(text, cuts), cuts[-1] if cuts else 0)
+    conversation = Conversation(tokenizer, messages, tools, template_kwargs)
+    return conversation.prompt(len(conversation.messages), add_generation_prompt=add_generation_prompt)
 
 
-def _sealed(message: Message, sentinel: Sentinel, *, last: bool) -> dict[str, Any]:
+class Conversation:
+    """Messages and tools of which several prompts are rendered: what a client wrote is broken up once for all.
+
+    `kept`: sentinels of other conversations with the same tokenizer, which remember what they have broken up. Raises
+    `DataError`, as its methods do.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+        kept: dict[str, Sentinel] | None = None,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.messages = normalize(messages)
+        self._markers = vocabulary(tokenizer)
+        template = getattr(tokenizer, "chat_template", None)
+        given = json.dumps((self.messages, tools, template_kwargs, template), ensure_ascii=False, default=str)
+        self.sentinel = Sentinel.of(self._markers, given, {} if kept is None else kept)
+        self._tools = self.sentinel.value(list(tools or ()), SCHEMA_WORDS)
+        kwargs = (template_kwargs or {}).items()
+        self._kwargs = {key: self.sentinel.value(value, SCHEMA_WORDS) for key, value in kwargs}
+        self._sealed: dict[tuple[int, bool], dict[str, Any]] = {}
+
+    def prompt(self, count: int, *, add_generation_prompt: bool = True) -> Prompt:
+        """What the model is given after the first `count` messages."""
+        text, cuts = self.text(self.sealed(count), add_generation_prompt=add_generation_prompt)
+        return Prompt(text, self._markers.encode(text, cuts), cuts[-1] if cuts else 0)
+
+    def sealed(self, count: int) -> list[dict[str, Any]]:
+        """The first `count` messages, broken up as they are where the prompt follows the last of them."""
+        return [self._seal(i, last=i == count - 1) for i in range(count)]
+
+    def _seal(self, index: int, *, last: bool) -> dict[str, Any]:
+        if (index, last) not in self._sealed:
+            self._sealed[index, last] = _sealed(self.messages[index], self.sentinel, last=last)
+        return self._sealed[index, last]
+
+    def sealed_turn(self, index: int) -> dict[str, Any]:
+        """Message `index` as one that follows the prompt: what it says itself."""
+        return dict(self._seal(index, last=False))
+
+    def text(self, sealed: Sequence[Message], *, add_generation_prompt: bool = False) -> tuple[str, list[int]]:
+        """What the template makes of `sealed` messages, and where sentinels stood in it."""
+        rendered = render(
+            self.tokenizer, sealed, self._tools, add_generation_prompt=add_generation_prompt, **self._kwargs
+        )
+        return self.sentinel.take_out(rendered)
+
+    def tokens(self, text: str, cuts: Sequence[int], *, continued: bool = True) -> list[int]:
+        """Token ids of `text`, a part of a rendering, with `cuts` in it; `continued`: it goes on behind another."""
+        return self._markers.encode(text, cuts, continued=continued)
+
+
+def _sealed(message: Message, sentinel: Sentinel, *, last: bool = False) -> dict[str, Any]:
     """`message` with sentinels in all that a client wrote; the keys and the role are ours."""
     sealed = {k: v if k in ("role", "content", "tool_calls") else sentinel.value(v) for k, v in message.items()}
     sealed["content"] = sentinel.text(message["content"], last=last)
@@ -145,17 +199,3 @@ def _sealed_call(call: Mapping[str, Any], sentinel: Sentinel) -> dict[str, Any]:
     function = call["function"]
     shown = {"name": sentinel.text(function["name"]), "arguments": sentinel.value(function["arguments"])}
     return {"type": "function", "id": sentinel.text(call["id"]), "function": shown}
-
-
-def _strings(value: Any) -> Iterator[str]:
-    """All strings in `value`, keys too."""
-    match value:
-        case str():
-            yield value
-        case Mapping():
-            for key, inner in value.items():
-                yield from _strings(key)
-                yield from _strings(inner)
-        case list() | tuple():
-            for inner in value:
-                yield from _strings(inner)

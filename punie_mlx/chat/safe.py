@@ -34,6 +34,7 @@ SCHEMA_WORDS = frozenset(
     }
 )
 PRIVATE_USE = range(0xE000, 0xF900)
+LONG, MANY = 256, 1 << 14  # texts up to that many characters are remembered, and so many of them
 
 
 class Markers:
@@ -56,7 +57,8 @@ class Markers:
         for match in self._first.finditer(text):
             start = match.start()
             for length in self._lengths[text[start]]:
-                if text[start : start + length] in self.spellings:
+                found = text[start : start + length]
+                if len(found) == length and found in self.spellings:
                     yield start, start + length
 
     def breaks(self, text: str) -> set[int]:
@@ -108,21 +110,27 @@ class Vocabulary:
                 text = normal
         return text, self.shown.breaks(text)
 
-    def encode(self, text: str, cuts: Iterable[int]) -> list[int]:
-        """Token ids of `text`, which is encoded in parts where a cut is inside a marker."""
+    def encode(self, text: str, cuts: Iterable[int], *, continued: bool = False) -> list[int]:
+        """Token ids of `text`, which is encoded in parts where a cut is inside a marker.
+
+        `continued`: it goes on behind another text.
+        """
         cuts = sorted(cuts)
         inside: set[int] = set()
-        for start, end in self.markers.find(text):
+        for start, end in self.markers.find(text) if cuts else ():
             inside.update(cuts[bisect_right(cuts, start) : bisect_left(cuts, end)])
         parts = [text[a:b] for a, b in pairwise([0, *sorted(inside), len(text)])]
-        return self._ids(parts[0]) + [i for part in parts[1:] for i in self._continued(part)]
+        first = self._continued(parts[0]) if continued else self._ids(parts[0])
+        return first + [i for part in parts[1:] for i in self._continued(part)]
 
     def _ids(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False))
 
     def _continued(self, part: str) -> list[int]:
         """The tokens of `part` in the middle of a text: without the space that some tokenizers put before a text."""
-        before = self._ids(self._anchor) if self._anchor else []
+        if not self._anchor:
+            return self._ids(part)
+        before = self._ids(self._anchor)
         ids = self._ids(self._anchor + part)
         return ids[len(before) :] if ids[: len(before)] == before else self._ids(part)
 
@@ -149,16 +157,21 @@ def vocabulary(tokenizer: Any) -> Vocabulary:
 
 
 class Sentinel:
-    """Puts one character, which `known` texts do not hold, where a client's text must be broken."""
+    """Puts one character, which the `known` text does not hold, where a client's text must be broken."""
 
-    def __init__(self, vocabulary: Vocabulary, known: Iterable[str]) -> None:
-        text = "\0".join(known)
-        used = set(text)
-        free = (c for c in map(chr, PRIVATE_USE) if c not in used and self._escaped(c) not in text)
+    def __init__(self, vocabulary: Vocabulary, known: str) -> None:
+        free = (c for c in map(chr, PRIVATE_USE) if c not in known and self._escaped(c) not in known)
         self.character = next(free, "")
         if not self.character:
             raise DataError("the messages hold every private-use character of Unicode: leave some of them out")
         self._vocabulary = vocabulary
+        self._broken: dict[str, str] = {}
+
+    @classmethod
+    def of(cls, vocabulary: Vocabulary, known: str, kept: dict[str, Sentinel]) -> Sentinel:
+        """One that the `known` text does not hold: of those `kept`, where it is one of them."""
+        made = cls(vocabulary, known)
+        return kept.setdefault(made.character, made)
 
     @staticmethod
     def _escaped(character: str) -> str:
@@ -166,6 +179,15 @@ class Sentinel:
 
     def text(self, text: str, *, last: bool = False) -> str:
         """`text` with its sentinels; one more after the end of the `last`, where it could pass for a tag."""
+        if last or len(text) > LONG:
+            return self._break(text, last)
+        if text not in self._broken:
+            if len(self._broken) >= MANY:
+                self._broken.clear()
+            self._broken[text] = self._break(text, last)
+        return self._broken[text]
+
+    def _break(self, text: str, last: bool) -> str:
         text, breaks = self._vocabulary.breaks(text)
         end = len(text.rstrip())
         if last and end and not text[end - 1].isalnum():

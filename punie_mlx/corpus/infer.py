@@ -34,7 +34,7 @@ def _tool(name: str, seen: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _schema(values: Sequence[Any]) -> dict[str, Any]:
-    kinds = sorted({_kind(v) for v in values})
+    kinds = sorted({kind(v) for v in values})
     if "number" in kinds and "integer" in kinds:
         kinds.remove("integer")
     schema: dict[str, Any] = {"type": kinds[0] if len(kinds) == 1 else kinds}
@@ -44,7 +44,7 @@ def _schema(values: Sequence[Any]) -> dict[str, Any]:
     return schema
 
 
-def _kind(value: Any) -> str:
+def kind(value: Any) -> str:
     return "null" if value is None else _NAMES[type(value)]
 
 

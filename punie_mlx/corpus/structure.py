@@ -23,6 +23,7 @@ from punie_mlx.toolcalls.stream import read
 _TURN = re.compile(r"\s*<\|im_start\|>([^\n]*)\n(.*?)<\|im_end\|>", re.DOTALL)
 _RESULT = re.compile(r"Tool result:[ \t]?", re.IGNORECASE)
 _RESPONSE = re.compile(r"<tool_response>\n?(.*?)\n?</tool_response>", re.DOTALL)
+_OWN = frozenset({"role", "content", "reasoning_content", "tool_calls"})  # keys of a turn that are written anew
 
 
 class BadRow(Exception):
@@ -200,12 +201,14 @@ def _assistant(
     _read_tags(turn["content"], tools, parts, notes, broken)
     parts.calls += _given_calls(turn.get("tool_calls"), notes, broken)
     notes["text_moved"] += parts.moved
-    out: dict[str, Any] = {"role": "assistant", "content": "\n\n".join(parts.texts)}
+    other = {k: v for k, v in turn.items() if k not in _OWN and v is not None}  # such as `train`, `name`
+    out: dict[str, Any] = {"role": "assistant", "content": "\n\n".join(parts.texts), **other}
     reasoning = "".join(parts.reasoning).strip() or turn.get("reasoning_content")
     if reasoning:
         out["reasoning_content"] = reasoning
     if parts.calls:
-        out["tool_calls"] = [c.to_openai() for c in parts.calls]
+        # a result that names its call must find it again
+        out["tool_calls"] = [{"id": c.id, **c.to_openai()} if c.id else c.to_openai() for c in parts.calls]
     elif not parts.texts and not broken:
         raise BadRow("empty_turn", "an assistant turn with neither text nor calls")
     return out
@@ -264,7 +267,8 @@ def _given_calls(value: Any, notes: Counter[str], broken: list[str]) -> list[Too
                 arguments = f"the arguments are not JSON ({e})"
         if isinstance(name, str) and name and isinstance(arguments, dict | None):
             notes["calls_given"] += 1
-            out.append(ToolCall(name, arguments or {}))
+            id = entry.get("id")
+            out.append(ToolCall(name, arguments or {}, id if isinstance(id, str) else ""))
         else:
             notes["calls_broken"] += 1
             broken.append(f"no call with a name and arguments: {json.dumps(entry)[:80]}")

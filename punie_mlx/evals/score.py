@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from punie_mlx.corpus.suite import Case, ExpectedCall
 from punie_mlx.evals.agent import Call, Run
+from punie_mlx.toolcalls.looks import call_text
 from punie_mlx.toolcalls.values import equal
 
 CHECKS = ("names", "arguments", "execution", "answer")
-FENCE = re.compile(r"```[^\n`]*\n?(.*?)(?:```|\Z)", re.DOTALL)
-NAMED = re.compile(r"""["'](?:name|function|tool)["']\s*:\s*["']([^"']*)["']""")
-GIVEN = re.compile(r"""["'](?:arguments|parameters|args)["']\s*:""")
 
 
 @dataclass(frozen=True)
@@ -37,7 +34,7 @@ def score(case: Case, run: Run) -> Verdict:
     calls = scored_calls(case, run)
     reasons: list[str] = []
     checks: dict[str, bool | None] = dict.fromkeys(CHECKS)
-    text = call_text(run.answer or "", case)
+    text = call_text(run.answer or "", case.schemas)
 
     if run.error and not (run.limited and case.expect.turns == "first"):
         reasons.append(run.error)
@@ -119,23 +116,6 @@ def _answer_complaint(case: Case, answer: str, text: str | None) -> str | None:
     wanted = case.expect.answer.contains if case.expect.answer else []
     missing = [w for w in wanted if w not in answer]
     return f"{missing[0]!r} is not in {answer[:200]!r}" if missing else None
-
-
-def call_text(answer: str, case: Case) -> str | None:
-    """The part of `answer` that is the text of a call: control markers, a fence or a bare JSON object; or None."""
-    for marker in ("<tool_call>", "<function="):
-        if marker in answer:
-            return answer[answer.index(marker) :]
-    bodies = [m[1] for m in FENCE.finditer(answer)]
-    if not bodies and answer.lstrip()[:1] in ("{", "["):
-        bodies = [answer]
-    return next((b for b in bodies if _is_call(b, case)), None)
-
-
-def _is_call(body: str, case: Case) -> bool:
-    # By its look, not by parsing: a call that is cut off or broken is the text of a call as well.
-    name = NAMED.search(body)
-    return bool(name and (name[1] in case.schemas or GIVEN.search(body)))
 
 
 def _json(value: Any) -> str:

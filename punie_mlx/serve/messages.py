@@ -12,12 +12,11 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
+from punie_mlx.chat import messages as chat
 from punie_mlx.serve.errors import BadRequest
 
 log = logging.getLogger(__name__)
 
-THINK = ("<think>", "</think>")
-NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}}
 _SHOWN = 40  # characters of an unknown field's name in the log
 
 
@@ -116,45 +115,17 @@ class Message(Model):
         """All that the message says."""
         return "".join(part.text for part in self.content) or self.refusal or ""
 
-    def for_template(self) -> dict[str, Any]:
-        """The message as chat templates know it."""
-        message: dict[str, Any] = {"role": self.role, "content": self.text}
-        thinking = self.reasoning_content or self.reasoning
-        if self.role == "assistant":
-            if not thinking:
-                thinking, message["content"] = split_thinking(message["content"])
-            if thinking:
-                message["reasoning_content"] = thinking
-            if self.tool_calls:
-                message["tool_calls"] = [c.for_template() for c in self.tool_calls]
-        if self.tool_call_id is not None:
-            message["tool_call_id"] = self.tool_call_id
-        if self.name is not None:
-            message["name"] = self.name
-        return message
-
-
-def split_thinking(content: str) -> tuple[str, str]:
-    """The thinking that `content` begins with, and the rest; `""` and all of it where it begins with none."""
-    opening, closing = THINK
-    begun = content.lstrip()
-    if not begun.startswith(opening) or closing not in begun:
-        return "", content
-    thinking, _, rest = begun[len(opening) :].partition(closing)
-    return thinking.strip("\n"), rest.lstrip("\n")
+    def plain(self) -> dict[str, Any]:
+        """The message as a training row spells it."""
+        calls = [c.for_template() for c in self.tool_calls]
+        said = {"role": self.role, "content": self.text, "tool_calls": calls}
+        names = ("tool_call_id", "name", "reasoning_content", "reasoning")
+        return said | {name: getattr(self, name) for name in names}
 
 
 def for_template(messages: Iterable[Message]) -> list[dict[str, Any]]:
     """`messages` as chat templates know them: what is said to the system is one message, the first."""
-    system: list[str] = []
-    rest: list[dict[str, Any]] = []
-    for message in messages:
-        if message.role in ("system", "developer"):
-            system.append(message.text)
-        else:
-            rest.append(message.for_template())
-    first = [{"role": "system", "content": "\n\n".join(filter(None, system))}] if system else []
-    return [*first, *rest]
+    return chat.for_template(message.plain() for message in messages)
 
 
 # ---- tools ----
@@ -175,11 +146,8 @@ class ToolSpec(Model):
 
     def for_template(self) -> dict[str, Any]:
         """The tool as training rows spell it: without what only the API means (`strict`)."""
-        function: dict[str, Any] = {"name": self.function.name}
-        if self.function.description is not None:
-            function["description"] = self.function.description
-        function["parameters"] = NO_PARAMETERS if self.function.parameters is None else self.function.parameters
-        return {"type": "function", "function": function}
+        (tool,) = chat.tools_for_template([{"function": self.function.model_dump()}])
+        return tool
 
 
 def check_names(tools: Sequence[ToolSpec]) -> None:
