@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from punie_mlx.cli_audit import audit
+from punie_mlx.cli_train import train
 from punie_mlx.errors import PunieError
 
 app = typer.Typer(
@@ -66,6 +68,8 @@ def convert(
     print(report.to_json() if as_json else report.summary(out))
 
 
+app.command()(audit)
+
 # ---- toolcalls: parse ----
 
 
@@ -115,48 +119,7 @@ def parse(
         command.print_lines([command.parse_text(command.read_text(file), options)])
 
 
-# ---- train ----
-
-
-@app.command()
-def train(
-    model: Annotated[str | None, typer.Option(help="Model to train on: a directory or a Hub name.")] = None,
-    data: Annotated[
-        str | None, typer.Option(help="Directory with train.jsonl (and valid.jsonl), as `convert` writes it.")
-    ] = None,
-    out: Annotated[str | None, typer.Option(help="Directory of the adapter to write.")] = None,
-    recipe: Annotated[
-        Path | None, typer.Option(help="YAML file with these settings (see data/recipes/); options go over it.")
-    ] = None,
-    iters: Annotated[int | None, typer.Option(help="Optimizer steps. \\[default: 500]")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Assistant turns in a step. \\[default: 1]")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Adam's learning rate. \\[default: 1e-4]")] = None,
-    layers: Annotated[
-        int | None, typer.Option(help="Layers with an adapter, from the last; all if there are fewer. \\[default: 8]")
-    ] = None,
-    rank: Annotated[int | None, typer.Option(help="Rank of an update: more can hold more. \\[default: 8]")] = None,
-    scale: Annotated[float | None, typer.Option(help="What an update is multiplied by. \\[default: 20]")] = None,
-    max_seq_length: Annotated[
-        int | None, typer.Option(help="Tokens of a sample; longer ones are dropped and counted. \\[default: 2048]")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Decides initial values and order. \\[default: 0]")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
-) -> None:
-    """Train a LoRA adapter on rows: the loss is on every assistant turn, rendered as it will be served.
-
-    Example: `punie-mlx train --model data/tiny-base --data data/phase8_xml_format --out runs/adapter`
-    """
-    from punie_mlx.export.hub import resolve
-    from punie_mlx.train.command import run_train
-    from punie_mlx.train.config import make_config
-
-    options = {
-        "model": model, "data": data, "out": out, "iters": iters, "batch_size": batch_size, "layers": layers,
-        "learning_rate": learning_rate, "rank": rank, "scale": scale, "max_seq_length": max_seq_length, "seed": seed,
-    }  # fmt: skip
-    config = make_config(recipe, options)
-    run_train(config, base=resolve(config.model) if config.model else None, overwrite=overwrite)
-
+app.command()(train)
 
 # ---- export: fuse, quantize ----
 

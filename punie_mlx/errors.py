@@ -10,7 +10,8 @@
     │   ├── PortError           the address or port cannot be bound
     │   └── HubError            the model hub cannot be reached or has no such model
     ├── ServerError             the server process died or did not answer
-    └── FingerprintError        exit code 3: the server serves another model than the one asked for
+    ├── FingerprintError        exit code 3: the server serves another model than the one asked for
+    └── StoppedError            exit code 130 or 143: Ctrl-C or SIGTERM; what was done is saved
 
 A message says what is wrong, where (file and line), and what to do next.
 """
@@ -60,3 +61,11 @@ class ServerError(PunieError):
 
 class FingerprintError(PunieError):
     exit_code = 3
+
+
+class StoppedError(PunieError):
+    """Stopped by a signal, of which the exit code tells, as a shell has it."""
+
+    def __init__(self, message: str, signum: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signum

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
+import glob
 import os
 import shutil
 import tempfile
@@ -82,9 +85,72 @@ def atomic_file(path: Path) -> Generator[Path]:
         tmp.unlink(missing_ok=True)
 
 
-def sweep_partials(parent: Path) -> list[Path]:
-    """Remove what a killed run left half-written in `parent` (`.*.partial`, `.*.old`); return what was removed."""
-    found = [p for pattern in (".*.partial", ".*.old") for p in parent.glob(pattern)]
+def sweep_partials(parent: Path, name: str | None = None) -> list[Path]:
+    """Remove what a killed run left half-written in `parent` (`.*.partial`, `.*.old`); return what was removed.
+
+    `name`: only what was to become this file or directory, where others may be writing beside it.
+    """
+    stem = "*" if name is None else f"{glob.escape(name)}.*"
+    found = [p for ending in ("partial", "old") for p in parent.glob(f".{stem}.{ending}")]
     for p in found:
         shutil.rmtree(p, ignore_errors=True) if p.is_dir() else p.unlink(missing_ok=True)
     return found
+
+
+@contextmanager
+def locked(file: Path, what: str) -> Generator[None]:
+    """Hold `file` against other processes; the kernel lets go of it with the process, however that ends.
+
+    `what` works there, in messages: "pipeline", "training run". The directory is made where there is none.
+
+    Raises:
+        OutputError: another process holds it (its id is in the file), or it cannot be written.
+    """
+    while True:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            opened = file.open("a+", encoding="ascii")
+        except OSError as e:
+            raise OutputError(f"{file.parent} cannot be written: {e.strerror or e}") from e
+        with opened:
+            try:
+                fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as e:
+                opened.seek(0)
+                raise OutputError(
+                    f"another {what} (process {opened.read().strip() or '?'}) works in {file.parent}: "
+                    "wait for it, or name another --out"
+                ) from e
+            if not _is_open(file, opened.fileno()):
+                continue  # who held it has removed the directory: this lock would keep nobody out
+            opened.truncate(0)
+            opened.write(str(os.getpid()))
+            opened.flush()
+            yield
+            return
+
+
+def _is_open(path: Path, descriptor: int) -> bool:
+    """Whether `path` still names the file of `descriptor`."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def link_tree(source: Path, target: Path, *, without: frozenset[str] = frozenset()) -> None:
+    """The files of `source` in `target` too, as hard links where the disk can, so that they take no room twice.
+
+    Neither may be changed in place afterwards, only replaced. Names in `without` are left out.
+    """
+    for path in sorted(p for p in source.rglob("*") if p.is_file() and p.name not in without):
+        link(path, target / path.relative_to(source))
+
+
+def link(source: Path, target: Path) -> None:
+    """`source` under the name `target` too: a hard link, or a copy where there are none."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(OSError):
+        os.link(source, target)
+        return
+    shutil.copyfile(source, target)

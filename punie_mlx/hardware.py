@@ -49,6 +49,15 @@ def memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def device_memory() -> int:
+    """Bytes that a model may take: what the GPU can use, or the machine's memory."""
+    import mlx.core as mx
+
+    info = {} if on_cpu() else mx.device_info()
+    gpu = info.get("max_recommended_working_set_size") or info.get("total_memory") or 0
+    return int(gpu) or memory_bytes()
+
+
 def free_disk(path: Path) -> int:
     """Free bytes on the disk that holds `path` (or its nearest existing parent)."""
     path = path.absolute()

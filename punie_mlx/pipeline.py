@@ -6,6 +6,7 @@
     OUT/adapter/     the LoRA adapter              OUT/scores/adapter/
     OUT/fused/       the float16 model             OUT/scores/fused/
     OUT/quantized/   the n-bit model               OUT/scores/quantized/
+    OUT/training/    the training while it is not finished: it goes on from its last checkpoint
 
 Each stage is a directory that appears whole, under its final name, with a manifest that holds the key of its inputs
 (hashes of files, settings) and the hash of what it made. A run skips every stage whose key is the same and whose files
@@ -16,9 +17,8 @@ releases it with the process, however that ends.
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -30,10 +30,11 @@ from typing import Any
 from punie_mlx import __version__, identity
 from punie_mlx.corpus.rows import SPLITS
 from punie_mlx.errors import ConfigError, OutputError
-from punie_mlx.files import atomic_dir, sweep_partials
+from punie_mlx.files import atomic_dir, locked, sweep_partials
 from punie_mlx.train.config import TrainConfig
 
 LOCK = ".pipeline.lock"
+TRAINING = "training"
 SCORED = ("base", "adapter", "fused", "quantized")
 
 
@@ -89,7 +90,7 @@ def run_pipeline(config: PipelineConfig, say: Say = lambda line: print(line, fil
         ServerError: the server under test died.
     """
     check(config)
-    with locked(config.out):
+    with locked(config.out / LOCK, "pipeline"):
         for directory in (config.out, config.out / "scores"):
             for path in sweep_partials(directory) if directory.is_dir() else ():
                 say(f"removed {path}, left half-written by a run that was stopped")
@@ -98,6 +99,7 @@ def run_pipeline(config: PipelineConfig, say: Say = lambda line: print(line, fil
         base = identity.fingerprint(config.model)
         rows = runner.run(_convert(config, paths["data"]))
         adapter = runner.run(_train(config, paths, base, rows))
+        shutil.rmtree(config.out / TRAINING, ignore_errors=True)
         fused = runner.run(_fuse(config, paths, base, adapter))
         quantized = runner.run(_quantize(config, paths, fused))
         made = {"base": base, "adapter": adapter, "fused": fused, "quantized": quantized}
@@ -119,7 +121,7 @@ def check(config: PipelineConfig) -> None:
 
     check_settings(config.bits, config.group_size)
     identity.model_files(config.model)
-    for suite in config.suites:
+    for suite in (*config.suites, *([Path(config.train.select)] if config.train.select else [])):
         read_suite(suite)
     source_files(config.data)
     out = config.out
@@ -128,29 +130,6 @@ def check(config: PipelineConfig) -> None:
         raise OutputError(f"--out {out} would hold its own input {inside[0]}: name another --out")
     if out.is_dir() and not (out / LOCK).is_file() and any(out.iterdir()):
         raise OutputError(f"{out} holds something else than a pipeline's results: name another --out")
-
-
-@contextmanager
-def locked(out: Path) -> Generator[None]:
-    """Hold `out` against other runs. Raises `OutputError` where one is running."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        file = (out / LOCK).open("a+", encoding="ascii")
-    except OSError as e:
-        raise OutputError(f"{out} cannot be written: {e.strerror or e}") from e
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as e:
-            file.seek(0)
-            raise OutputError(
-                f"another pipeline (process {file.read().strip() or '?'}) works in {out}: "
-                "wait for it, or name another --out"
-            ) from e
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
 
 
 class _Runner:
@@ -230,13 +209,18 @@ def _convert(config: PipelineConfig, out: Path) -> Stage:
 
 
 def _train(config: PipelineConfig, paths: Mapping[str, Path], base: str, rows: str) -> Stage:
+    resume = "no" if config.restart else "auto"
+
     def make(tmp: Path) -> object:
         from punie_mlx.train.run import train
 
         told = replace(config.train, model=str(config.model), data=str(paths["data"]), out=str(tmp))
-        return train(told, overwrite=True)
+        return train(told, overwrite=True, resume=resume, work=config.out / TRAINING)
 
-    return Stage("train", paths["adapter"], {"model": base, "data": rows}, config.train.settings(), make, hash_adapter)
+    inputs = {"model": base, "data": rows}
+    if config.train.select:
+        inputs["suite"] = identity.hash_file(Path(config.train.select))
+    return Stage("train", paths["adapter"], inputs, config.train.settings(), make, hash_adapter)
 
 
 def _fuse(config: PipelineConfig, paths: Mapping[str, Path], base: str, adapter: str) -> Stage:

@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+import punie_mlx  # noqa: F401  loads the fast BLAS, which must come before any test imports mlx
+
 # A shell that puts a job in the background makes it ignore Ctrl-C, and so would every process that the tests stop.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

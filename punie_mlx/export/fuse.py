@@ -2,12 +2,21 @@
 
     punie-mlx fuse --model data/tiny-base --adapter runs/adapter --out runs/fused
 
-The delta is added in float32 and the sum is rounded once, to float16. A quantized base is dequantized first: put
-back on its 4-bit grid, most of a LoRA delta would vanish.
+The delta is added (and DoRA's rows are scaled) in float32, and the result is rounded once, to float16. A quantized base
+is dequantized first: put back on its 4-bit grid, most of a LoRA delta would vanish. A full adapter holds whole weights,
+which take the place of the model's.
+
+mlx_lm touch points (pinned by tests/contracts/test_mlx_lm_train.py):
+
+| name                                                     | used for                                   |
+|----------------------------------------------------------|--------------------------------------------|
+| `tuner.lora.{LoRALinear, LoRASwitchLinear, LoRAEmbedding}` | `lora_a`, `lora_b`, `scale`, what they wrap |
+| `tuner.dora.{DoRALinear, DoRAEmbedding}`                 | the same, and `m`: the length of each row  |
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +55,10 @@ def fuse(model: Path | str, adapter: Path | str, out: Path | str, *, overwrite: 
     base = identity.check_adapter(model, adapter)
     config = store.without_quantization(store.read_config(model))
     loaded = store.load_with_adapter(model, adapter)
-    layers = merge(loaded)
+    layers = _whole_layers(adapter) if store.adapter_method(adapter) == "full" else 0
+    layers += merge(loaded)
+    if not layers:
+        raise ModelError(f"the adapter {adapter} changes no layer of this model: train it again")
     tensors = store.half(loaded)
     del loaded
     store.require_room(out, tensors, model, "the fused float16 model")
@@ -62,31 +74,49 @@ def fuse(model: Path | str, adapter: Path | str, out: Path | str, *, overwrite: 
 
 
 def merge(model: nn.Module) -> int:
-    """Replace adapted and quantized layers of `model` by dense ones, lazily; return how many took a delta."""
-    from mlx_lm.tuner.lora import LoRAEmbedding, LoRALinear, LoRASwitchLinear
+    """Replace adapted and quantized layers of `model` by dense ones, lazily; return how many took a delta.
 
+    Raises `ModelError` for an adapted layer of a kind that is not known here.
+    """
     merged: list[tuple[str, nn.Module]] = []
     for name, module in model.named_modules():
-        if isinstance(module, LoRALinear | LoRASwitchLinear):
-            merged.append((name, weights.dense(module.linear, _delta(module))))
-        elif isinstance(module, LoRAEmbedding):
-            merged.append((name, weights.dense(module.embedding, _delta(module))))
+        kind = type(module).__name__
+        if kind in DELTAS:
+            merged.append((name, _merged(module)))
         elif hasattr(module, "fuse"):
-            raise ModelError(
-                f"{name} is a {type(module).__name__}: only LoRA adapters can be fused, train one of those"
-            )
-    if not merged:
-        raise ModelError("the adapter changes no layer of this model: train it again")
-    model.update_modules(tree_unflatten(merged))
+            known = ", ".join(DELTAS)
+            raise ModelError(f"{name} is a {kind}, which cannot be fused: train LoRA or DoRA adapters ({known})")
+    if merged:
+        model.update_modules(tree_unflatten(merged))
     weights.densify(model)
     return len(merged)
 
 
-def _delta(lora: Any) -> mx.array:
-    """The update of one LoRA layer in float32, shaped as the weight that it changes."""
-    a, b = lora.lora_a.astype(mx.float32), lora.lora_b.astype(mx.float32)
-    if type(lora).__name__ == "LoRALinear":
-        return lora.scale * (a @ b).T
-    if type(lora).__name__ == "LoRASwitchLinear":
-        return lora.scale * (b @ a)  # experts × out × rank @ experts × rank × in
-    return lora.scale * (a @ b)
+# kind of layer → what it wraps, and its update in float32, shaped as the weight that it changes
+DELTAS: dict[str, tuple[str, Callable[[mx.array, mx.array], mx.array]]] = {
+    "LoRALinear": ("linear", lambda a, b: (a @ b).T),
+    "LoRASwitchLinear": ("linear", lambda a, b: b @ a),  # experts × out × rank @ experts × rank × in
+    "LoRAEmbedding": ("embedding", lambda a, b: a @ b),
+    "DoRALinear": ("linear", lambda a, b: (a @ b).T),
+    "DoRAEmbedding": ("embedding", lambda a, b: a @ b),
+}
+
+
+def _merged(module: Any) -> nn.Module:
+    """The dense float32 layer that does what the adapted `module` does.
+
+    DoRA brings each row of W + delta to the length m (Liu et al. 2024, equation 5); a bias is added after that.
+    """
+    wrapped, delta = DELTAS[type(module).__name__]
+    a, b = module.lora_a.astype(mx.float32), module.lora_b.astype(mx.float32)
+    layer: Any = weights.dense(module[wrapped], module.scale * delta(a, b))
+    if "m" in module:
+        length = mx.linalg.norm(layer.weight, axis=1)
+        layer.weight = (module.m.astype(mx.float32) / length)[:, None] * layer.weight
+    return layer
+
+
+def _whole_layers(adapter: Path) -> int:
+    """How many modules a full adapter holds weights of."""
+    tensors: Any = mx.load(str(adapter / "adapters.safetensors"))
+    return len({name.rpartition(".")[0] for name in tensors})

@@ -61,6 +61,11 @@ def without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
     return clean | {k: "float16" for k in ("torch_dtype", "dtype") if k in clean}
 
 
+def adapter_method(adapter: Path) -> str:
+    """lora, dora or full: what the config of an adapter says that it is."""
+    return json.loads((Path(adapter) / "adapter_config.json").read_text(encoding="utf-8")).get("fine_tune_type", "lora")
+
+
 def load_with_adapter(model: Path, adapter: Path) -> nn.Module:
     """The model of a directory with `adapter` laid over it, lazily. Raises `ModelError`."""
     from mlx_lm.utils import load_adapters

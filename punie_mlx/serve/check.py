@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from punie_mlx import identity
+from punie_mlx import hardware, identity
 from punie_mlx.chat import render
 from punie_mlx.errors import ConfigError, DataError, InputError, ModelError
 from punie_mlx.serve import memory, wire
@@ -129,7 +129,7 @@ def check(config: ServeConfig) -> Report:
     needed = memory.Needed(
         weights=memory.weights(safetensors(files), model) + _draft_weights(config),
         kv_cache=concurrency * memory.kv_cache(model, context, config.kv_bits),
-        available=memory.available(),
+        available=hardware.device_memory(),
     )
     named = config.tool_call_format != wire.AUTO
     return Report(

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
-
 from punie_mlx import hardware
 from punie_mlx.errors import ModelError
 
@@ -32,12 +30,6 @@ class Needed:
     @property
     def total(self) -> int:
         return self.weights + self.kv_cache
-
-
-def available() -> int:
-    """Bytes that models may take: what the GPU can use, or the machine's memory."""
-    gpu = 0 if hardware.on_cpu() else int(mx.device_info().get("max_recommended_working_set_size", 0))
-    return gpu or hardware.memory_bytes()
 
 
 def text_config(config: Mapping[str, Any]) -> dict[str, Any]:

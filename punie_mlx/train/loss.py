@@ -229,15 +229,42 @@ def checkpointed(model: Any) -> Generator[None]:
     Only these layers change, by a class of their own for the time of the block; other models are not touched.
     """
     layers = list(model.layers)
-    before = [type(layer) for layer in layers]
-    made = {kind: type(kind.__name__, (_Checkpointed, kind), {}) for kind in set(before)}
+    dropouts = [d for layer in layers for d in _dropouts(layer)]
+    made = {kind: type(kind.__name__, (_Checkpointed, kind), {}) for kind in {type(layer) for layer in layers}}
+    before = [(module, type(module)) for module in (*layers, *dropouts)]
     try:
-        for layer, kind in zip(layers, before, strict=True):
-            layer.__class__ = made[kind]
+        for module, kind in before:
+            module.__class__ = made.get(kind, _KeyedDropout)
         yield
     finally:
-        for layer, kind in zip(layers, before, strict=True):
-            layer.__class__ = kind
+        for module, kind in before:
+            module.__class__ = kind
+
+
+def _dropouts(layer: Any) -> list[Any]:
+    return [m for m in layer.modules() if isinstance(m, nn.Dropout)]
+
+
+class _Keys:
+    """The random keys of one call of a layer."""
+
+    def __init__(self, key: mx.array) -> None:
+        self.key = key
+
+    def draw(self) -> mx.array:
+        self.key, drawn = mx.random.split(self.key)
+        return drawn
+
+
+class _KeyedDropout(nn.Dropout):
+    """A dropout that leaves out the same when it is computed again: drawn from the state, it would be something else."""
+
+    keys: _Keys
+
+    def __call__(self, x: mx.array) -> mx.array:
+        if self._p_1 == 1 or not self.training:
+            return x
+        return (1 / self._p_1) * mx.random.bernoulli(self._p_1, x.shape, key=self.keys.draw()) * x
 
 
 class _Checkpointed:
@@ -250,15 +277,21 @@ class _Checkpointed:
         tape = next((a for a in given if isinstance(a, Tape)), None)
         recorded = tape.recorded if tape else None
 
-        def run(parameters: Any, x: mx.array, recorded: Any) -> tuple[mx.array, Any]:
+        dropouts = _dropouts(layer) if layer.training else []
+
+        def run(parameters: Any, x: mx.array, recorded: Any, key: Any) -> tuple[mx.array, Any]:
             layer.update(parameters)
+            keys = _Keys(key) if dropouts else None
+            for dropout in dropouts:
+                dropout.keys = keys
             own = Tape(recorded) if tape else None
             swap = [own if a is tape and tape else a for a in given]
             out = plain(x, *swap[: len(args)], **dict(zip(kwargs, swap[len(args) :], strict=True)))
             return out, own.recorded if own and recorded is None else None
 
         parameters = layer.trainable_parameters()
-        out, new = mx.checkpoint(run)(parameters, x, recorded)
+        key = mx.random.randint(0, 1 << 30, (2,), mx.uint32) if dropouts else None
+        out, new = mx.checkpoint(run)(parameters, x, recorded, key)
         layer.update(parameters)  # the traced ones must not stay behind
         if tape is not None and recorded is None:
             tape.recorded = new

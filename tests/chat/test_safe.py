@@ -256,3 +256,7 @@ def test_what_a_template_refuses_is_ours_to_report() -> None:
 def test_markers_that_overlap_are_found_each() -> None:
     assert sorted(Markers(["<|a|>", "|><|", "<|a|><|b|>"]).find("<|a|><|b|>")) == [(0, 5), (0, 10), (3, 7)]
     assert list(Markers([]).find("<|a|>")) == []
+
+
+def test_a_marker_at_the_end_is_found_once() -> None:
+    assert list(Markers(["<a>", "<a>bc", "<abcdef>"]).find("x<a>")) == [(1, 4)]

@@ -17,11 +17,24 @@ import pytest
 
 from punie_mlx import identity
 from punie_mlx.errors import ConfigError, ModelError, OutputError
-from punie_mlx.pipeline import LOCK, PipelineConfig, Stage, _Runner, finished, hash_tree, locked, run_pipeline, table
+from punie_mlx.files import locked
+from punie_mlx.pipeline import (
+    LOCK,
+    TRAINING,
+    PipelineConfig,
+    Stage,
+    _Runner,
+    finished,
+    hash_tree,
+    run_pipeline,
+    table,
+)
+from punie_mlx.train import checkpoint
 from punie_mlx.train.config import TrainConfig
 from punie_mlx.train.run import train
+from punie_mlx.train.work import CHECKPOINTS
 
-ITERS = 3
+ITERS = 6
 STAGES = ("data", "adapter", "fused", "quantized", "scores/base", "scores/adapter", "scores/fused", "scores/quantized")
 
 
@@ -49,12 +62,13 @@ def ground(tmp_path_factory: pytest.TempPathFactory, scripted_model: Path, tiny_
         (path / "rows" / f"{name}.jsonl").write_text("".join(json.dumps(fenced(i)) + "\n" for i in numbers))
     suite = (root / "data" / "suites" / "discrimination.jsonl").read_text().splitlines()[:1]
     (path / "suite.jsonl").write_text("\n".join(suite) + "\n")
+    (path / "recipe.yaml").write_text("save_every: 1\n")
     return path
 
 
 def start(ground: Path, out: Path, *more: str) -> subprocess.Popen[str]:
     verb = ["pipeline", "--model", ground / "base", "--data", ground / "rows", "--suite", ground / "suite.jsonl"]
-    options = ["--out", out, "--iters", str(ITERS), "--json", *more]
+    options = ["--out", out, "--recipe", ground / "recipe.yaml", "--iters", str(ITERS), "--json", *more]
     return subprocess.Popen(
         [sys.executable, "-m", "punie_mlx", *map(str, [*verb, *options])],
         stdout=subprocess.PIPE,
@@ -68,9 +82,14 @@ def partials(path: Path) -> list[Path]:
 
 
 def kill_in(process: subprocess.Popen[str], stage: Path, ground: Path) -> None:
-    """Send SIGKILL while `stage` is half-written; in a stage that scores, when its server is running."""
+    """Send SIGKILL while `stage` is half-written; in one that scores, when its server is running; in training, when a
+    checkpoint is there."""
     deadline = time.monotonic() + 300
-    while not partials(stage) or (stage.parent.name == "scores" and not servers(ground, process.pid)):
+    under_way = {
+        "scores": lambda: servers(ground, process.pid),
+        "adapter": lambda: checkpoint.found(stage.parent / TRAINING / CHECKPOINTS),
+    }.get(stage.parent.name if stage.parent.name == "scores" else stage.name, lambda: True)
+    while not (partials(stage) and under_way()):
         assert process.poll() is None, process.stderr and process.stderr.read()
         assert time.monotonic() < deadline, f"{stage} was never begun"
         time.sleep(0.001)
@@ -113,6 +132,9 @@ def test_killed_in_every_stage_it_goes_on_where_it_was(ground, tmp_path):
     assert "left half-written" in stderr
     assert not [p for p in out.rglob("*") if p.name.endswith((".partial", ".old"))]
     assert report["models"].keys() == {"base", "adapter", "fused", "quantized"}
+    assert not (out / TRAINING).exists()
+    trained = [json.loads(line) for line in (out / "adapter" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] >= 1 for line in trained if line["kind"] == "resume"] == [True]
     undisturbed = TrainConfig(
         model=str(ground / "base"), data=str(out / "data"), out=str(tmp_path / "undisturbed"), iters=ITERS
     )
@@ -196,18 +218,19 @@ def test_a_failing_stage_leaves_nothing(tmp_path):
 
 
 def test_a_second_pipeline_is_refused_until_the_first_is_dead(tmp_path):
-    hold = "import time\nfrom punie_mlx.pipeline import locked\nfrom pathlib import Path\n"
-    hold += f"with locked(Path({str(tmp_path)!r})):\n    print('held', flush=True)\n    time.sleep(60)\n"
+    file = tmp_path / LOCK
+    hold = "import time\nfrom punie_mlx.files import locked\nfrom pathlib import Path\n"
+    hold += f"with locked(Path({str(file)!r}), 'pipeline'):\n    print('held', flush=True)\n    time.sleep(60)\n"
     first = subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True)
     assert first.stdout and first.stdout.readline() == "held\n"
-    with pytest.raises(OutputError, match=f"another pipeline \\(process {first.pid}\\)"), locked(tmp_path):
+    with pytest.raises(OutputError, match=f"another pipeline \\(process {first.pid}\\)"), locked(file, "pipeline"):
         pass
     first.send_signal(signal.SIGKILL)
     first.wait()
     first.stdout.close()
-    with locked(tmp_path):
-        assert (tmp_path / LOCK).read_text() == str(os.getpid())
-        with (tmp_path / LOCK).open() as other, pytest.raises(BlockingIOError):
+    with locked(file, "pipeline"):
+        assert file.read_text() == str(os.getpid())
+        with file.open() as other, pytest.raises(BlockingIOError):
             fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 

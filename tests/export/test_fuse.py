@@ -9,12 +9,11 @@ from pathlib import Path
 import mlx.core as mx
 import mlx_lm
 import pytest
-from mlx.utils import tree_flatten
 
 from punie_mlx import identity
 from punie_mlx.errors import DiskError, ModelError, OutputError
 from punie_mlx.export import store
-from punie_mlx.export.fuse import fuse
+from punie_mlx.export.fuse import fuse, merge
 
 
 def logits(model: Path, adapter: Path | None = None) -> mx.array:
@@ -145,19 +144,87 @@ def test_a_disk_that_runs_full_leaves_nothing(full_disk, base, adapter, monkeypa
     assert list(full_disk.iterdir()) == []
 
 
-def test_dora_is_refused(tmp_path, base):
-    from mlx_lm.tuner.utils import linear_to_lora_layers
+def trained_adapter(path: Path, base: Path, **settings) -> Path:
+    """An adapter as `train` writes it, its values moved by chance."""
+    from mlx.utils import tree_unflatten
     from mlx_lm.utils import load_model
 
+    from punie_mlx.train import adapters
+    from punie_mlx.train.config import TrainConfig
+
+    config = TrainConfig(layers=1, rank=4, **settings)
     network, _ = load_model(base)
-    network.freeze()
-    parameters = {"rank": 4, "scale": 10.0, "dropout": 0.0}
-    linear_to_lora_layers(network, 1, parameters, use_dora=True)
-    (tmp_path / "dora").mkdir()
-    mx.save_safetensors(
-        str(tmp_path / "dora" / "adapters.safetensors"), dict(tree_flatten(network.trainable_parameters()))
-    )
-    config = {"fine_tune_type": "dora", "num_layers": 1, "lora_parameters": parameters}
-    (tmp_path / "dora" / "adapter_config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelError, match="only LoRA adapters"):
-        fuse(base, tmp_path / "dora", tmp_path / "fused")
+    adapters.attach(network, config)
+    moved = [(k, v + 0.03 * mx.random.normal(v.shape)) for k, v in adapters.trainable(network).items()]
+    network.update(tree_unflatten(moved))
+    path.mkdir()
+    mx.save_safetensors(str(path / "adapters.safetensors"), adapters.trainable(network))
+    content = adapters.describe(network, config, identity.fingerprint(base))
+    (path / "adapter_config.json").write_text(json.dumps(content))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "settings", "layers"),
+    [
+        ({}, {"method": "dora"}, 7),
+        ({"quantize": 4}, {"method": "dora", "targets": ("mlp.*",)}, 3),
+        ({"model_type": "qwen3_moe"}, {"method": "dora", "targets": ("self_attn.*",)}, 4),
+        ({"model_type": "qwen3_moe", "quantize": 5}, {"targets": ("switch_mlp.*", "o_proj")}, 4),
+        ({}, {"method": "full"}, 11),
+        ({"dtype": mx.bfloat16}, {"method": "full", "targets": ("q_proj", "input_layernorm")}, 2),
+        ({"quantize": 4}, {"method": "full", "targets": ("*_layernorm",)}, 2),
+    ],
+    ids=["dora", "dora 4-bit", "dora mixture", "targets 5-bit mixture", "full", "full targets", "full norms 4-bit"],
+)
+def test_dora_full_and_targets_are_fused(changes, settings, layers, tmp_path, make_model):
+    base = make_model(tmp_path / "base", **changes)
+    adapter = trained_adapter(tmp_path / "adapter", base, **settings)
+    assert fuse(base, adapter, tmp_path / "fused").layers == layers
+    wanted = logits(base, adapter)
+    assert relative(logits(base), wanted) > 0.02, "the adapter changes too little to tell"
+    assert relative(logits(tmp_path / "fused"), wanted) < 2e-3
+
+
+def test_the_scaled_rows_of_dora_are_rounded_once(tmp_path, base):
+    adapter = trained_adapter(tmp_path / "adapter", base, method="dora")
+    fuse(base, adapter, tmp_path / "fused")
+    name = "model.layers.1.self_attn.q_proj"
+    dora = {k.removeprefix(f"{name}."): v for k, v in mx.load(str(adapter / "adapters.safetensors")).items()}
+    weight = mx.load(str(base / "model.safetensors"))[f"{name}.weight"].astype(mx.float32)
+    weight = weight + 20.0 * (dora["lora_a"] @ dora["lora_b"]).T
+    wanted = (dora["m"] / mx.linalg.norm(weight, axis=1))[:, None] * weight
+    found = mx.load(str(tmp_path / "fused" / "model.safetensors"))[f"{name}.weight"]
+    assert mx.array_equal(found, wanted.astype(mx.float16))
+
+
+def test_a_full_adapter_takes_the_place_of_the_weights(tmp_path, base):
+    adapter = trained_adapter(tmp_path / "adapter", base, method="full")
+    fuse(base, adapter, tmp_path / "fused")
+    found = mx.load(str(tmp_path / "fused" / "model.safetensors"))
+    for name, value in mx.load(str(adapter / "adapters.safetensors")).items():
+        assert mx.array_equal(found[name], value.astype(mx.float16)), name
+
+
+def test_an_adapter_without_a_layer_of_the_model_is_refused(tmp_path, base, adapter):
+    empty = tmp_path / "empty"
+    shutil.copytree(adapter, empty)
+    content = json.loads((empty / "adapter_config.json").read_text())
+    content["lora_parameters"]["keys"] = ["nothing"]
+    (empty / "adapter_config.json").write_text(json.dumps(content))
+    mx.save_safetensors(str(empty / "adapters.safetensors"), {})
+    with pytest.raises(ModelError, match="changes no layer"):
+        fuse(base, empty, tmp_path / "fused")
+
+
+def test_an_unknown_kind_of_layer_is_refused(base):
+    from mlx_lm.tuner.lora import LoRALinear
+    from mlx_lm.utils import load_model
+
+    class OtherLinear(LoRALinear):
+        pass
+
+    network, _ = load_model(base)
+    network.layers[0].self_attn.q_proj = OtherLinear(64, 64)
+    with pytest.raises(ModelError, match=r"q_proj is a OtherLinear, which cannot be fused: train LoRA or DoRA"):
+        merge(network)

@@ -13,7 +13,6 @@ from typer.testing import CliRunner
 
 from punie_mlx import cli, hardware
 from punie_mlx.errors import ConfigError, InputError, ModelError
-from punie_mlx.serve import memory
 from punie_mlx.serve.check import Report, check
 from punie_mlx.serve.config import make_config
 from punie_mlx.serve.engine import Engine
@@ -186,10 +185,10 @@ def test_the_cache_of_each_kind_of_model(config: dict[str, Any], numbers: int) -
 
 
 def test_what_does_not_fit_is_said(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "available", lambda: 10 * 2**20)
+    monkeypatch.setattr(hardware, "device_memory", lambda: 10 * 2**20)
     report = checked(tiny_base)
     assert report.ok and "--max-context" in told(report, "note")
-    monkeypatch.setattr(memory, "available", lambda: 2**20)
+    monkeypatch.setattr(hardware, "device_memory", lambda: 2**20)
     report = checked(tiny_base)
     assert not report.ok and "quantize" in told(report, "problem")
 
