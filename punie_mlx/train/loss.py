@@ -257,14 +257,14 @@ class _Keys:
 
 
 class _KeyedDropout(nn.Dropout):
-    """A dropout that leaves out the same when it is computed again: drawn from the state, it would be something else."""
+    """A dropout that leaves out the same when it is computed again, where the random state has moved on."""
 
-    keys: _Keys
+    drawn: _Keys
 
     def __call__(self, x: mx.array) -> mx.array:
         if self._p_1 == 1 or not self.training:
             return x
-        return (1 / self._p_1) * mx.random.bernoulli(self._p_1, x.shape, key=self.keys.draw()) * x
+        return (1 / self._p_1) * mx.random.bernoulli(self._p_1, x.shape, key=self.drawn.draw()) * x
 
 
 class _Checkpointed:
@@ -281,9 +281,9 @@ class _Checkpointed:
 
         def run(parameters: Any, x: mx.array, recorded: Any, key: Any) -> tuple[mx.array, Any]:
             layer.update(parameters)
-            keys = _Keys(key) if dropouts else None
+            keys = _Keys(mx.stop_gradient(key)) if dropouts else None
             for dropout in dropouts:
-                dropout.keys = keys
+                dropout.drawn = keys
             own = Tape(recorded) if tape else None
             swap = [own if a is tape and tape else a for a in given]
             out = plain(x, *swap[: len(args)], **dict(zip(kwargs, swap[len(args) :], strict=True)))

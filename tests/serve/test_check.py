@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from punie_mlx import cli, hardware
 from punie_mlx.errors import ConfigError, InputError, ModelError
+from punie_mlx.serve import memory
 from punie_mlx.serve.check import Report, check
 from punie_mlx.serve.config import make_config
 from punie_mlx.serve.engine import Engine
