@@ -45,6 +45,7 @@ from punie_mlx.corpus import lexicon
 from punie_mlx.corpus.generate import Mixture, exchange, fenced, messages_of
 from punie_mlx.corpus.world import TOOLS
 from punie_mlx.files import atomic_dir
+from punie_mlx.train.loss import Tape
 
 ROOT = Path(__file__).resolve().parent.parent
 TEMPLATE = ROOT / "punie_mlx" / "chat" / "templates" / "qwen3_coder.jinja"
@@ -223,26 +224,6 @@ def supervised(tokenizer: Any, ids: list[int]) -> np.ndarray:
             i = stop
         i += 1
     return weights
-
-
-class Tape:
-    """An attention cache through which gradients flow: records the keys and values of a prompt that many rows share,
-    or replays a recording in front of each row of a batch. It makes a step several times as cheap, since the tools
-    block is most of every prompt."""
-
-    def __init__(self, recorded: tuple[mx.array, mx.array] | None = None):
-        self.recorded = recorded
-        self.offset = 0 if recorded is None else recorded[0].shape[2]
-
-    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        if self.recorded is None:
-            self.recorded = keys, values
-            return keys, values
-        old_keys, old_values = (mx.broadcast_to(x, (keys.shape[0], *x.shape[1:])) for x in self.recorded)
-        return mx.concatenate([old_keys, keys], axis=2), mx.concatenate([old_values, values], axis=2)
-
-    def make_mask(self, length: int, **_: Any) -> str:
-        return "causal"
 
 
 def group_of_rows(r: Random, phase: Phase, tokenizer: Any, size: int) -> tuple[mx.array, mx.array, mx.array]:

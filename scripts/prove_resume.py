@@ -124,13 +124,12 @@ def finish(process: subprocess.Popen[str]) -> None:
         raise SystemExit(f"prove_resume: the training ended with {process.returncode}: {errors}")
 
 
-def strike(run: Run, process: subprocess.Popen[str], moment: str, r: Random, longest: float) -> Kill | None:
-    """Kill `process` at a `moment` up to `longest` seconds of training from now; None if it was done before."""
+def strike(run: Run, process: subprocess.Popen[str], moment: str, wait: float, r: Random) -> Kill | None:
+    """Kill `process` at a `moment`, `wait` seconds after it could come; None if the process was done before."""
     began, before = time.perf_counter(), run.touched()
-    wait = r.uniform(0, longest)
     if moment != "start":
         until(process, lambda: run.touched() not in (None, before))  # the training itself begins
-    time.sleep(wait if moment == "step" else wait / 4)
+    time.sleep(wait)
     if moment == "checkpoint":
         until(process, run.half_written)
         time.sleep(r.choice((0, 0, r.uniform(0, 0.01))))
@@ -158,10 +157,11 @@ def prove(asked: argparse.Namespace, place: Path) -> Proof:
     trained = next(line["seconds"] for line in reversed(whole.lines()) if "seconds" in line and line["kind"] == "train")
     print(f"undisturbed: {proof.undisturbed_seconds:.1f} s, of them {trained:.1f} s of training", flush=True)
     # So that the kills together take most of the way, and no more.
-    longest = 1.2 * trained / asked.kills
+    longest = {"step": trained * min(1.2 / asked.kills, 0.6), "checkpoint": trained * 0.3 / asked.kills}
+    longest["start"] = proof.undisturbed_seconds - trained
     while len(proof.kills) < asked.kills:
         moment = MOMENTS[len(proof.kills) % len(MOMENTS)]
-        kill = strike(killed, killed.begin(), moment, r, longest)
+        kill = strike(killed, killed.begin(), moment, r.uniform(0, longest[moment]), r)
         if kill is None:
             proof.broken.append(f"the run was done after {len(proof.kills)} of {asked.kills} kills: raise --iters")
             break

@@ -63,6 +63,7 @@ from punie_mlx.train.plan import Group, Planner, Step
 from punie_mlx.train.prepare import load_for_training
 from punie_mlx.train.samples import Sample, SampleOptions, make_samples
 
+ROOT = Path(__file__).resolve().parent.parent
 LENGTH = 2048  # mlx_lm's max_seq_length; samples are shorter, so that it cuts nothing, not even the padding's target
 VALID = 64  # samples of validation
 WARM_UP = 3  # steps, where nothing is compiled
@@ -75,7 +76,7 @@ class Job:
 
     side: str = "ours"  # ours, stock, mended
     task: str = "run"  # run, curve (ours until its validation loss is `goal`), check (ours against stock, one batch)
-    model: str = "data/tiny-base"
+    model: str = str(ROOT / "data" / "tiny-base")
     data: str = ""
     samples: int = 0  # about how many; 0: all
     loss_on: str = "turns"  # turns, or last: the last assistant turn of each row only
@@ -429,7 +430,7 @@ def our_gradient(model: Any, seam: Any, step: Step) -> tuple[Any, int, Any]:
 def differences(stock: tuple[Any, int, Any], ours: tuple[Any, int, Any]) -> dict[str, float]:
     if stock[1] != ours[1]:
         raise ValueError(f"stock trains {stock[1]} tokens of the first batch and ours {ours[1]}: compare the same")
-    theirs, mine = (dict(tree_flatten(grads)) for grads in (stock[2], ours[2]))  # ty: ignore[no-matching-overload]
+    theirs, mine = (dict(tree_flatten(grads)) for grads in (stock[2], ours[2]))
     lengths = {name: float(mx.linalg.norm(g)) for name, g in theirs.items()}
     worst = max(float(mx.linalg.norm(mine[n] - g)) / lengths[n] for n, g in theirs.items() if lengths[n])
     return {"loss": abs(ours[0] - stock[0]) / stock[0], "gradients": worst}

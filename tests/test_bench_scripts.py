@@ -1,4 +1,4 @@
-"""The scripts that measure the server and load it for long: that they work, and see what they look for."""
+"""The scripts that measure server and training and load them for long: that they work, and see what they look for."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from random import Random
 from types import ModuleType
 
 import mlx.core as mx
+import numpy as np
 import pytest
 
 
@@ -201,3 +202,108 @@ def test_a_stream_is_read_to_its_end_or_refused(soak, load) -> None:
         soak.message(reply(start, done=False))
     with pytest.raises(ValueError, match="an error in the stream"):
         soak.message(reply({"error": {"message": "no"}}))
+
+
+# ---- training ----
+
+
+@pytest.fixture(scope="module")
+def peers(scripts) -> ModuleType:
+    return scripts("train_peers")
+
+
+def test_contestants_train_the_same_tokens_from_the_same_start(peers, root: Path) -> None:
+    given = {"data": str(root / "data" / "phase8_xml_format"), "samples": 8, "batch": 4}
+    check = peers.do(peers.Job(task="check", **given))
+    assert check["same_start"] and check["worst"] < 1e-4
+    runs = {side: peers.do(peers.Job(side=side, **given)) for side in ("ours", "mended", "stock")}
+    assert len({(run["samples"], run["tokens"], run["updates"]) for run in runs.values()}) == 1, runs
+    for run in runs.values():
+        assert run["tokens"] > run["samples"] and run["seconds"] > 0
+        assert run["peak_memory"] > 8e6 and 0 < run["valid_loss"] < 5  # more than the base's weights; it has learned
+    reached = peers.do(peers.Job(task="curve", goal=5.0, **given))
+    assert reached["reached"] and reached["updates"] == 1 and reached["seconds"] > 0
+
+
+def test_what_stock_trains_beyond_a_turn_is_added_to_ours(peers) -> None:
+    from punie_mlx.train.plan import Planner
+    from punie_mlx.train.samples import Sample
+
+    def sample(tokens: list[int], start: int) -> Sample:
+        return Sample(np.array(tokens, np.int32), ((start, len(tokens), 1.0),))
+
+    nested = [sample([5, 6, 7, 2], 2), sample([5, 6, 7, 2, 9, 8, 2], 5), sample([5, 6, 7, 2], 2)]  # one of them twice
+    plan = Planner(nested, batch_size=3, max_batch_tokens=99, share=True, seed=0, few_shapes=True)
+    step = peers.with_padding(plan.step(0))
+    (group,) = step.parts[0]
+    assert step.weight == step.supervised == 3 * 3 and group.weights.sum() == 9
+    added = [(c, w) for c, t, w in zip(group.cols, group.targets, group.weights, strict=True) if w and t == 0]
+    assert sorted(added) == [(3, 2.0), (6, 1.0)]  # after the last token of each turn
+
+
+def test_ratios_of_training(scripts) -> None:
+    names = ("tokens_per_s", "tokens_per_cpu_s", "seconds", "peak_memory", "peak_rss", "valid_loss", "train_loss")
+
+    def runs(*speeds: float) -> list[dict[str, float]]:
+        return [dict.fromkeys(names, speed) for speed in speeds]
+
+    found = scripts("bench_train").ratios({"ours": runs(6, 60, 0), "stock": runs(1, 2, 3), "mended": runs(3, 3, 3)})
+    assert (found["speed_over_stock"], found["speed_over_mended"]) == (3, 2)
+    assert found["peak_memory_over_stock"] == 3 and found["medians"]["ours"]["seconds"] == 6
+
+
+def test_a_killed_training_gives_the_same_bytes(root: Path, tmp_path: Path) -> None:
+    data, out = few_rows(root, tmp_path, 12), tmp_path / "resume.json"
+    done = run(root, "prove_resume.py", "--kills", "1", "--iters", "8", "--data", str(data), "--json", str(out))
+    found = json.loads(out.read_text())
+    assert found["equal_adapter"] and found["equal_figures"], done.stderr
+    # On a slow machine the training may be done before the kill comes; nothing else may be held against it.
+    assert all(line.startswith("the run was done") for line in found["broken"])
+    assert done.returncode == (1 if found["broken"] else 0)
+
+
+def few_rows(root: Path, tmp_path: Path, count: int) -> Path:
+    data = tmp_path / "rows"
+    data.mkdir()
+    for name in ("train.jsonl", "valid.jsonl"):
+        lines = (root / "data" / "phase8_xml_format" / name).read_text().splitlines(keepends=True)
+        (data / name).write_text("".join(lines[:count]))
+    return data
+
+
+def test_runs_that_differ_are_told_apart(scripts, tmp_path: Path) -> None:
+    resume = scripts("prove_resume")
+    runs = []
+    for name, weights, loss in (("whole", b"a", 1.0), ("killed", b"b", 1.5)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapters.safetensors").write_bytes(weights)
+        line = {"kind": "train", "step": 1, "loss": loss, "grad_norm": 1, "learning_rate": 1, "supervised_tokens": 1}
+        (tmp_path / name / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+        runs.append(resume.Run(tmp_path / name, ()))
+    proof = resume.Proof(kills=[resume.Kill("step", 9, 6, False, 1.0), resume.Kill("step", 10, 6, False, 1.0)])
+    resume.judge(proof, *runs, 3)
+    assert proof.broken == ["the adapters differ", "losses, norms or rates of some steps differ", "kill 2 lost 4 steps"]
+    same = resume.Proof()
+    resume.judge(same, runs[0], runs[0], 3)
+    assert same.broken == [] and same.equal_adapter
+
+
+def test_a_short_training_is_watched(root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "soak.json"
+    done = run(root, "soak_train.py", "--rows", "12", "--iters", "4", "--batch", "2", "--json", str(out))
+    found = json.loads(out.read_text())
+    assert (found["exit_code"], found["steps"], found["dropped"]) == (0, 4, {}), done.stderr
+    assert found["samples"] > 12 and found["supervised_tokens"] > 0 and found["valid_losses"]
+    assert all(line.startswith(("memory grew", "there was too little time")) for line in found["broken"])
+
+
+def test_what_the_verdict_holds_against_a_training(scripts) -> None:
+    soak = scripts("soak_train")
+    good = {"exit_code": 0, "stopped": False, "epoch": 1.0, "dropped": {}, "growth": 1.05}
+    assert soak.verdict(good, whole=True) == []
+    assert soak.verdict(good | {"exit_code": 143, "stopped": True, "epoch": 0.4}, whole=False) == []
+    bad = {"exit_code": 1, "stopped": False, "epoch": 0.9, "dropped": {"too long": 1}, "growth": 1.051}
+    assert len(soak.verdict(bad, whole=True)) == 4
+    assert soak.verdict(good | {"growth": None}, whole=True) == ["there was too little time to measure memory"]
+    assert soak.growth(soak.quarters([(0, 9), (1, 2), (2.5, 2), (3.9, 3), (4, 3)])) == 1.5
+    assert soak.growth(soak.quarters([(0, 9), (4, 3)])) is None

@@ -19,7 +19,7 @@ from typing import Any
 from punie_mlx import identity
 from punie_mlx.chat.render import load_tokenizer, render
 from punie_mlx.corpus.infer import infer_tools, offer
-from punie_mlx.corpus.rows import write_rows
+from punie_mlx.corpus.rows import lenient_lines, write_rows
 from punie_mlx.corpus.structure import BadRow, Draft, structure
 from punie_mlx.errors import DataError
 from punie_mlx.files import atomic_dir, refuse_existing
@@ -145,14 +145,8 @@ def source_files(source: Path) -> list[Path]:
 
 
 def _lines(path: Path) -> Iterator[Line]:
-    """The lines of a file that are not blank; bytes that are no UTF-8 stay visible, and the row is no JSON then."""
-    try:
-        content = path.read_bytes()
-    except OSError as e:
-        raise DataError(f"{path} cannot be read: {e.strerror or e}") from e
-    for number, raw in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
-        if raw.strip():
-            yield Line(path.name, number, raw.decode("utf-8", errors="backslashreplace").rstrip("\r"))
+    """The lines of a file that are not blank; a line with bytes that are no UTF-8 is no JSON."""
+    return (Line(path.name, number, text) for number, text in lenient_lines(path))
 
 
 def _structure_all(lines: Sequence[Line], report: Report) -> tuple[dict[Line, Draft], dict[Line, BadRow]]:

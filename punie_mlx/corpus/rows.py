@@ -248,6 +248,20 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
         raise DataError(f"{path} cannot be read: {e.strerror or e}") from e
 
 
+def lenient_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Like `read_lines`, for readers that survive anything: bytes that are no UTF-8 stay visible as escapes.
+
+    Raises `DataError` where the file cannot be read.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except OSError as e:
+        raise DataError(f"{path} cannot be read: {e.strerror or e}") from e
+    for number, raw in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+        if raw.strip():
+            yield number, raw.decode("utf-8", errors="backslashreplace").rstrip("\r")
+
+
 def read_split(directory: Path, name: str, *, required: bool = True, bad: list[BadRow] | None = None) -> list[Row]:
     """All rows of `directory/name.jsonl` (`name` is train, valid or test). Where `bad` is given, bad rows go there.
 

@@ -189,11 +189,9 @@ class TrainConfig:
     def settings(self) -> dict[str, Any]:
         """What of this config decides the result, as JSON holds it: not where things lie, nor what is kept and shown.
 
-        The steps between checkpoints count where one of them is picked. What `select` names is a place too, and counts
-        all the same: its content must be hashed beside the settings.
+        What `select` names is a place too, and counts all the same: its content must be hashed beside the settings.
         """
-        left_out = PLACES + (RUN_ONLY if self.pick == "last" else tuple(n for n in RUN_ONLY if n != "save_every"))
-        return {k: v for k, v in self._plain().items() if k not in left_out}
+        return {k: v for k, v in self._plain().items() if k not in PLACES + RUN_ONLY}
 
     def recipe(self) -> str:
         """This config as a recipe that makes the same run again; its `out` is where the recipe lies."""

@@ -150,7 +150,7 @@ def test_what_decides_the_result_is_in_the_settings_as_json_holds_it():
         other = {"report_to": ("wandb",), "project": "other"}.get(name, 7)
         assert replace(config, **{name: other}).settings() == settings
     picked = replace(config, pick="loss")
-    assert replace(picked, save_every=7).settings() != picked.settings()  # another checkpoint may be picked
+    assert replace(picked, save_every=7).settings() == picked.settings()  # what is measured can be picked, saved or not
 
 
 def test_every_setting_has_its_words():

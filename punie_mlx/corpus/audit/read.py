@@ -14,6 +14,7 @@ from typing import Any
 
 from punie_mlx.corpus.audit.model import TRAIN, AuditRow, Broken, Call, Corpus, Turn
 from punie_mlx.corpus.convert import source_files
+from punie_mlx.corpus.rows import lenient_lines
 from punie_mlx.corpus.suite import Suite
 from punie_mlx.errors import DataError
 from punie_mlx.toolcalls.calls import CallFinished, Malformed, Reasoning, Text, Tool
@@ -53,14 +54,7 @@ def _order(path: Path) -> tuple[int, str]:
 
 def read_file(path: Path) -> Iterator[AuditRow]:
     """The rows of one file; blank lines are skipped. Raises `DataError` where the file cannot be read."""
-    try:
-        content = path.read_bytes()
-    except OSError as e:
-        raise DataError(f"{path} cannot be read: {e.strerror or e}") from e
-    for number, raw in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
-        if raw.strip():
-            line = raw.decode("utf-8", errors="backslashreplace").rstrip("\r")
-            yield read_row(line, path.stem, path.name, number)
+    return (read_row(line, path.stem, path.name, number) for number, line in lenient_lines(path))
 
 
 def read_row(line: str, split: str = TRAIN, file: str = "train.jsonl", number: int = 1) -> AuditRow:
