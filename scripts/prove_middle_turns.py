@@ -266,14 +266,14 @@ def proven(figures: dict[str, Any]) -> bool:
 def show(figures: dict[str, Any]) -> None:
     table = Table(title="first turns of held-out rows", caption="accuracy of calls with its 95% Wilson interval")
     for title in ("side", "calls", "accuracy", "direct answers", "trained tokens", "training"):
-        table.add_column(title, justify="left" if title == "side" else "right", no_wrap=True)
+        table.add_column(title, justify="left" if title == "side" else "right")
     for name, side in figures["sides"].items():
         low, high = side["interval"]
         table.add_row(
             name, f"{side['calls_right']}/{side['calls']}", f"{side['accuracy']:.1%} [{low:.1%}, {high:.1%}]",
             f"{side['direct_right']}/{side['direct']}", f"{side['supervised_tokens']:,}", f"{side['train_seconds']} s",
         )  # fmt: skip
-    Console().print(table)
+    Console(width=110).print(table)
 
 
 def main() -> int:

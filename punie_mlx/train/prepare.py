@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+from rich.console import Console
+from rich.progress import track
 
 from punie_mlx import hardware, identity, weights
 from punie_mlx.chat.render import load_tokenizer
@@ -110,8 +113,8 @@ class Prepared:
     """What the user should know before it begins."""
 
 
-def prepare(inputs: Inputs, world: World, *, compiled: bool) -> Prepared:
-    """Make samples of the rows, load the model and plan.
+def prepare(inputs: Inputs, world: World, *, compiled: bool, quiet: bool = False) -> Prepared:
+    """Make samples of the rows, load the model and plan; `quiet` leaves the progress bar out.
 
     Raises:
         ConfigError: settings that cannot work together, or not on this model.
@@ -121,8 +124,8 @@ def prepare(inputs: Inputs, world: World, *, compiled: bool) -> Prepared:
     config, data = inputs.config, Path(inputs.config.data)
     tokenizer = load_tokenizer(inputs.base)
     options = SampleOptions.of(config)
-    samples = make_samples(inputs.rows, tokenizer, options)
-    valid = make_samples(inputs.valid_rows, tokenizer, options)
+    samples = make_samples(_counted(inputs.rows, "rendering rows", quiet), tokenizer, options)
+    valid = make_samples(_counted(inputs.valid_rows, "rendering validation rows", quiet), tokenizer, options)
     _check_samples(samples, valid, data / "train.jsonl", config)
     bad = (*inputs.bad, *samples.quarantined, *valid.quarantined)
     probe = None
@@ -168,6 +171,12 @@ def prepare(inputs: Inputs, world: World, *, compiled: bool) -> Prepared:
             *memory.advice(needed, hardware.device_memory(), config),
         ),
     )
+
+
+def _counted(rows: Sequence[Row], what: str, quiet: bool) -> Iterable[Row]:
+    """`rows`, with a bar on a terminal: tens of thousands take a minute."""
+    hidden = quiet or not sys.stderr.isatty()
+    return track(rows, what, console=Console(stderr=True), transient=True, disable=hidden)
 
 
 def load_for_training(base: Path, config: TrainConfig) -> nn.Module:

@@ -148,7 +148,7 @@ class _Job:
 def _train(job: _Job) -> Report:
     config, world = job.inputs.config, job.world
     with compiling(config.compile) as compiled, wired():
-        prepared = prepare(job.inputs, world, compiled=compiled)
+        prepared = prepare(job.inputs, world, compiled=compiled, quiet=job.quiet or not world.leads)
         for note in prepared.notes:
             job.say(note)
         optimizer = make_optimizer(config, prepared.steps)

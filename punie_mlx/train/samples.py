@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Protocol
@@ -113,22 +113,14 @@ class SampleOptions:
         return float(message.get("weight", self.role_weights.get(message["role"], 1.0 if learned else 0.0)))
 
 
-def make_samples(
-    rows: Iterable[Row],
-    tokenizer: Any,
-    options: SampleOptions,
-    progress: Callable[[int], None] | None = None,
-) -> Samples:
+def make_samples(rows: Iterable[Row], tokenizer: Any, options: SampleOptions) -> Samples:
     """A sample for each assistant turn of `rows`, and one for each text row.
 
-    Turns that cannot be trained on are counted in `dropped`; no sample is without a supervised token. `progress` is
-    called with the number of rows that are done.
+    Turns that cannot be trained on are counted in `dropped`; no sample is without a supervised token.
     """
     maker = _Maker(tokenizer, options)
-    for done, row in enumerate(rows, 1):
+    for row in rows:
         maker.add(row)
-        if progress is not None:
-            progress(done)
     return maker.made
 
 

@@ -429,9 +429,3 @@ def test_a_completion_is_learned_and_its_prompt_is_not(tokenizer: Any) -> None:
     assert samples.items[0].tokens.tolist() == encode(
         tokenizer, render(tokenizer, [user("Hi"), says("Hello")]).removesuffix("\n")
     )
-
-
-def test_progress_is_told(tokenizer: Any, row: Row) -> None:
-    done: list[int] = []
-    make_samples([row, row, row], tokenizer, DEFAULT, done.append)
-    assert done == [1, 2, 3]
