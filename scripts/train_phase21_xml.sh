@@ -11,7 +11,7 @@ Usage: scripts/train_phase21_xml.sh [--data DIR] [--out DIR] [--dry-run] [--help
 Trains a LoRA adapter on mlx-community/Qwen3-Coder-30B-A3B-Instruct-4bit (recipe: data/recipes/qwen3-coder-30b.yaml),
 fuses it to float16 and quantizes that to 5 bits. Needs a Mac with Apple Silicon, 32 GB of memory and 100 GB of free
 disk: 17 GB for the base, 57 GB for the float16 model, 20 GB for the 5-bit one. The float16 model may be removed then.
-Finished steps are skipped, so the script can be started again.
+Finished steps are skipped, and a training that was stopped goes on, so the script can be started again.
 
   --data DIR   rows as `punie-mlx convert` writes them     (default: data/phase8_xml_format)
   --out DIR    where adapter/, fused/ and 5bit/ are put    (default: runs/phase21)
@@ -66,7 +66,10 @@ check_machine() {
 }
 
 [ -n "$DRY" ] || check_machine
-[ -d "$OUT/adapter" ] || run "$PUNIE" train --recipe "$RECIPE" --data "$DATA" --out "$OUT/adapter"
+# A training that was stopped goes on from its last checkpoint.
+RESUME=
+compgen -G "$OUT/adapter.training/checkpoints/[0-9]*" >/dev/null && RESUME=--resume
+[ -d "$OUT/adapter" ] || run "$PUNIE" train --recipe "$RECIPE" --data "$DATA" --out "$OUT/adapter" ${RESUME:+"$RESUME"}
 [ -d "$OUT/fused" ] || [ -d "$OUT/5bit" ] || run "$PUNIE" fuse --model "$BASE" --adapter "$OUT/adapter" --out "$OUT/fused"
 [ -d "$OUT/5bit" ] || run "$PUNIE" quantize --model "$OUT/fused" --out "$OUT/5bit" --bits 5 --group-size 64
 echo "Done: $PUNIE serve --model $OUT/5bit"
