@@ -105,6 +105,7 @@ def locked(file: Path, what: str) -> Generator[None]:
 
     Raises:
         OutputError: another process holds it (its id is in the file), or it cannot be written.
+        DiskError: the disk is full.
     """
     while True:
         try:
@@ -124,8 +125,10 @@ def locked(file: Path, what: str) -> Generator[None]:
             if not _is_open(file, opened.fileno()):
                 continue  # who held it has removed the directory: this lock would keep nobody out
             opened.truncate(0)
-            opened.write(str(os.getpid()))
-            opened.flush()
+            try:
+                os.write(opened.fileno(), str(os.getpid()).encode())  # unbuffered: nothing is left to fail at the end
+            except OSError as e:
+                raise DiskError(f"{file.parent} cannot be written: {e.strerror}; free some space") from e
             yield
             return
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -248,9 +249,16 @@ def serving() -> Callable[..., contextlib.AbstractContextManager[Server]]:
     return run_server
 
 
+@pytest.fixture
+def full_disk(small_disk: Path):
+    """An empty directory on a disk of 256 KB; skips where none can be mounted."""
+    yield small_disk
+    for path in small_disk.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 @pytest.fixture(scope="session")
-def full_disk(tmp_path_factory: pytest.TempPathFactory):
-    """A directory on a disk of 256 KB; skips where none can be mounted."""
+def small_disk(tmp_path_factory: pytest.TempPathFactory):
     path = tmp_path_factory.mktemp("small-disk")
     if os.geteuid() != 0:
         pytest.skip("mounting a small disk needs root")

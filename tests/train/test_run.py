@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -545,3 +546,13 @@ def test_the_summary_says_what_came_of_it(told, capsys):
         "validation loss",
     ):
         assert part in said
+
+
+def test_a_disk_without_room_for_a_lock_is_said(full_disk):
+    (full_disk / "filler").write_bytes(bytes(shutil.disk_usage(full_disk).free - 4096))
+    (full_disk / "run").mkdir()
+    with contextlib.suppress(OSError), (full_disk / "rest").open("wb", buffering=0) as f:
+        while f.write(bytes(512)):
+            pass
+    with pytest.raises(DiskError, match="free some space"), locked(full_disk / "run" / LOCK, "training run"):
+        pytest.fail("held without room to say by whom")
