@@ -215,7 +215,7 @@ def _pieces(seam: Seam, model: Any, targets: int) -> int:
     head = model.lm_head if "lm_head" in model else model.model.embed_tokens
     if head.trainable_parameters():  # a checkpoint passes gradients to what it is given, which the head is not
         return 1
-    vocabulary = next(iter(head.parameters().values())).shape[0] if "weight" in head else 0
+    vocabulary = head.weight.shape[0] if "weight" in head else 0
     return max(1, -(-targets * vocabulary // LOGITS_AT_ONCE))
 
 
@@ -299,7 +299,10 @@ class _Checkpointed:
 
 
 def mean_loss(seam: Seam, model: Any, groups: Sequence[Group], weight: float) -> float:
-    """Mean of the loss over the targets of `groups`, whose weights sum to `weight`; one group in memory at a time."""
+    """The loss of `groups` summed and divided by `weight`: their mean, where that is the sum of their weights.
+
+    One group is in memory at a time.
+    """
     total = 0.0
     for group in groups:
         total += float(group_loss(seam, model, group))

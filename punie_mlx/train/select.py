@@ -85,26 +85,6 @@ class Turn:
     right: bool
 
 
-def score_behaviour(
-    model: nn.Module,
-    tokenizer: Any,
-    suite: Suite,
-    *,
-    cases: int,
-    max_tokens: int = 256,
-    format: str | None = None,
-    template_kwargs: Mapping[str, Any] | None = None,
-) -> Behaviour:
-    """Have `model` answer `cases` cases of `suite`, up to `max_tokens` tokens each.
-
-    `format`: the wire format of its calls, where its chat template does not tell. Raises what `prepare` raises.
-    """
-    probe = prepare(
-        tokenizer, suite, cases=cases, max_tokens=max_tokens, format=format, template_kwargs=template_kwargs
-    )
-    return probe.score(model)
-
-
 def prepare(
     tokenizer: Any,
     suite: Suite,
@@ -115,6 +95,9 @@ def prepare(
     template_kwargs: Mapping[str, Any] | None = None,
 ) -> Probe:
     """The first `cases` cases of `suite`, spread over its categories, ready to be asked.
+
+    Each answer may have `max_tokens` tokens. `format`: the wire format of the calls, where the chat template does not
+    tell it.
 
     Raises:
         ConfigError: `cases` or `max_tokens` is below 1, or the chat template shows no known wire format.

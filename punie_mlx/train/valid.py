@@ -15,8 +15,8 @@ import numpy as np
 
 from punie_mlx.train.checkpoint import Progress
 from punie_mlx.train.distributed import World
-from punie_mlx.train.loss import Seam, group_loss
-from punie_mlx.train.plan import Step, plan_once
+from punie_mlx.train.loss import Seam, mean_loss
+from punie_mlx.train.plan import plan_once
 from punie_mlx.train.samples import Sample
 from punie_mlx.train.select import Behaviour, Probe
 
@@ -40,21 +40,17 @@ class Validator:
         self._seam, self._world = seam, world
         steps = plan_once(samples, batch_size=batch_size, max_batch_tokens=max_batch_tokens, share=seam.shares)
         self._weight = sum(step.weight for step in steps)
-        self._steps: list[Step] = steps[world.rank :: world.size]
+        self._groups = [group for step in steps[world.rank :: world.size] for part in step.parts for group in part]
 
     def loss(self, model: nn.Module) -> float:
         """Mean cross-entropy over the supervised tokens, in nats; the same number on every rank."""
         was_training = model.training
         model.eval()  # no dropout
-        total = 0.0
         try:
-            for step in self._steps:
-                for part in step.parts:
-                    for group in part:
-                        total += group_loss(self._seam, model, group).item()
+            mine = mean_loss(self._seam, model, self._groups, self._weight)
         finally:
             model.train(was_training)
-        return self._world.sum(mx.array(total, mx.float32)).item() / self._weight
+        return self._world.sum(mx.array(mine, mx.float32)).item()
 
 
 def score(probe: Probe, model: nn.Module, world: World) -> Behaviour:

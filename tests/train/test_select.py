@@ -25,7 +25,7 @@ from punie_mlx.train import select
 from punie_mlx.train.config import TrainConfig
 from punie_mlx.train.loss import checkpointed
 from punie_mlx.train.run import train
-from punie_mlx.train.select import Behaviour, is_right, prepare, score_behaviour, spread
+from punie_mlx.train.select import Behaviour, is_right, prepare, spread
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -80,14 +80,14 @@ def adapter(tiny_base: Path, root: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 def test_the_base_writes_fences_and_answers_questions(base, tokenizer, suite):
-    found = score_behaviour(base, tokenizer, suite, cases=12)
+    found = prepare(tokenizer, suite, cases=12).score(base)
     assert found.calls_right == 0 and found.calls >= 6
     assert found.direct_right >= found.direct - 1 >= 3
     assert found.accuracy == found.direct_right / 12 and found.seconds > 0
 
 
 def test_what_was_trained_on_calls_makes_them(tiny_base, adapter, tokenizer, suite):
-    found = score_behaviour(load(tiny_base, adapter), tokenizer, suite, cases=12)
+    found = prepare(tokenizer, suite, cases=12).score(load(tiny_base, adapter))
     assert found.calls_right >= 0.7 * found.calls
 
 
