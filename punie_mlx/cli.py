@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 
 from punie_mlx.cli_audit import audit
+from punie_mlx.cli_eval import eval_
+from punie_mlx.cli_export import fuse, quantize
 from punie_mlx.cli_train import train
 from punie_mlx.errors import PunieError
 
@@ -120,55 +122,8 @@ def parse(
 
 
 app.command()(train)
-
-# ---- export: fuse, quantize ----
-
-
-@app.command()
-def fuse(
-    model: Annotated[str, typer.Option(help="The model that the adapter was trained on: a directory or a Hub name.")],
-    adapter: Annotated[Path, typer.Option(help="Adapter directory, as `train` writes it.")],
-    out: Annotated[Path, typer.Option(help="Directory of the float16 model to write.")],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
-) -> None:
-    """Add an adapter to its model: one float16 model, which any MLX program loads.
-
-    A quantized model is dequantized first, since the adapter would be lost on its 4-bit grid: mind the disk.
-    Example: `punie-mlx fuse --model data/tiny-base --adapter runs/adapter --out runs/fused`
-    """
-    from punie_mlx.export.fuse import fuse as run
-    from punie_mlx.export.hub import resolve
-
-    made = run(resolve(model), adapter, out, overwrite=overwrite)
-    print(f"{made.out}: {made.layers} layers changed, {made.bytes / 1e6:,.1f} MB, fingerprint {made.fingerprint}")
-
-
-@app.command()
-def quantize(
-    model: Annotated[str, typer.Option(help="Model in 16 bits, as `fuse` writes it: a directory or a Hub name.")],
-    out: Annotated[Path, typer.Option(help="Directory of the quantized model to write.")],
-    bits: Annotated[int, typer.Option(help="Bits a weight: 2, 3, 4, 5, 6 or 8. Fewer lose more of the adapter.")] = 5,
-    group_size: Annotated[
-        int, typer.Option(help="Weights that share a scale: 32, 64 or 128. Smaller is finer and larger on disk.")
-    ] = 64,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
-) -> None:
-    """Quantize a model to few bits; says which layers had to be left out, and the bits a weight in the end.
-
-    Example: `punie-mlx quantize --model runs/fused --out runs/5bit --bits 5 --group-size 64`
-    """
-    from punie_mlx.export.hub import resolve
-    from punie_mlx.export.quantize import check_settings
-    from punie_mlx.export.quantize import quantize as run
-
-    check_settings(bits, group_size)
-    made = run(resolve(model), out, bits=bits, group_size=group_size, overwrite=overwrite)
-    for name, why in made.skipped.items():
-        print(f"skipped {name}: {why}")
-    print(
-        f"{made.out}: {made.layers} layers in {made.bits} bits, {made.bits_per_weight:.3f} bits a weight, "
-        f"{made.bytes / 1e6:,.1f} MB, fingerprint {made.fingerprint}"
-    )
+app.command()(fuse)
+app.command()(quantize)
 
 
 # ---- serve ----
@@ -288,57 +243,7 @@ def serve(
         run(made)
 
 
-# ---- evals: eval ----
-
-
-@app.command("eval")
-def eval_(
-    suite: Annotated[
-        list[Path], typer.Option(help="Suite to score on: a .jsonl file, one case a line. May be repeated.")
-    ],
-    model: Annotated[
-        str | None,
-        typer.Option(help="Model to score: a directory or a Hub name. A server of its own is started for it."),
-    ] = None,
-    adapter: Annotated[Path | None, typer.Option(help="LoRA adapter directory to lay over the model.")] = None,
-    json_out: Annotated[
-        Path | None, typer.Option("--json", help="Result file: the summary, and every case with all that was said.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first N cases of each suite.")] = None,
-    concurrency: Annotated[
-        int, typer.Option(help="Cases in flight at once. Use 1 where the seconds a query matter.")
-    ] = 4,
-    url: Annotated[
-        str | None, typer.Option(help="Score the server that runs here, say http://127.0.0.1:8080/v1; starts none.")
-    ] = None,
-    fingerprint: Annotated[
-        str | None, typer.Option(help="With --url: the model that it must serve. Exit code 3 if it serves another.")
-    ] = None,
-    max_tokens: Annotated[int, typer.Option(help="Tokens of one response; too few cut a call in two.")] = 1024,
-    requests: Annotated[
-        int, typer.Option(help="Requests that one case may take: call, result and answer are two.")
-    ] = 4,
-) -> None:
-    """Score a model as an agent would use it: real server, real PydanticAI agent, tools that execute.
-
-    Example: `punie-mlx eval --model runs/fused --suite data/suites/agent.jsonl --json fused.json`
-    """
-    from punie_mlx.evals.command import run_eval
-    from punie_mlx.export.hub import resolve
-
-    run_eval(
-        model=resolve(model) if model else None,
-        adapter=adapter,
-        suites=tuple(suite),
-        out=json_out,
-        url=url,
-        fingerprint=fingerprint,
-        limit=limit,
-        concurrency=concurrency,
-        max_tokens=max_tokens,
-        request_limit=requests,
-    )
-
+app.command("eval")(eval_)
 
 # ---- pipeline ----
 
