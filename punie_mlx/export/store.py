@@ -1,6 +1,7 @@
 """Model directories on disk: their config, an adapter laid over them, and writing one that stock `mlx_lm.load` reads.
 
-Weights are computed and written shard by shard, so a model larger than memory's half passes through.
+Weights are computed and written shard by shard, so a model larger than memory's half passes through. Each shard is read
+back from the disk before its directory gets its name: what is not bit for bit what was meant never replaces anything.
 
 mlx_lm touch points (pinned by tests/contracts/test_mlx_lm_train.py):
 
@@ -12,7 +13,9 @@ mlx_lm touch points (pinned by tests/contracts/test_mlx_lm_train.py):
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,16 +25,17 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from punie_mlx.errors import ModelError
+from punie_mlx.errors import ModelError, OutputError
 from punie_mlx.hardware import require_disk
-from punie_mlx.identity import MANIFEST
+from punie_mlx.identity import MANIFEST, hash_file
 from punie_mlx.weights import load_lazily, naming_a_full_disk
 
 COMPANIONS = (".json", ".jinja", ".txt", ".model", ".tiktoken", ".py")
 NOT_COMPANIONS = frozenset({"config.json", MANIFEST, "hf_quant_config.json", "adapter_config.json"})
 QUANTIZATION_KEYS = ("quantization", "quantization_config")
 SHARD_GB = 5
-SPARE = 1 << 20  # room for headers, config and manifest
+SPARE = 1 << 20  # room for config, manifest and the disk's own books
+SPARE_EACH = 2048  # for each tensor: its place in a header and an index, its retention in the manifest
 
 
 def read_config(model: Path) -> dict[str, Any]:
@@ -106,15 +110,18 @@ def companions(model: Path) -> list[Path]:
 
 def require_room(out: Path, weights: Mapping[str, mx.array], source: Path, what: str) -> None:
     """Raise `DiskError` unless the disk at `out` holds `weights` and the companions of `source`."""
-    needed = sum(w.nbytes for w in weights.values()) + sum(p.stat().st_size for p in companions(source)) + SPARE
-    require_disk(Path(out), needed, what)
+    needed = sum(w.nbytes for w in weights.values()) + sum(p.stat().st_size for p in companions(source))
+    require_disk(Path(out), needed + SPARE + SPARE_EACH * len(weights), what)
 
 
-def write_model(out: Path, weights: dict[str, mx.array], config: Mapping[str, Any], source: Path) -> None:
+def write_model(out: Path, weights: dict[str, mx.array], config: Mapping[str, Any], source: Path) -> dict[str, str]:
     """Write `weights`, `config` and the companions of `source` into the directory `out`; `weights` is emptied.
+
+    Returns file → SHA-256 of the weights as they were read back, for the manifest (key `files`).
 
     Raises:
         ModelError: a weight is not finite in the type that it is written in.
+        OutputError: a file is not on the disk as it was meant.
         OSError: with ENOSPC where the disk ran full.
     """
     from mlx_lm.utils import make_shards
@@ -123,6 +130,7 @@ def write_model(out: Path, weights: dict[str, mx.array], config: Mapping[str, An
     shards = make_shards(weights, SHARD_GB)
     weights.clear()  # the shards hold the only references, so each is freed once it is on disk
     index: dict[str, str] = {}
+    hashes: dict[str, str] = {}
     count = len(shards)
     for i in range(count):
         name = "model.safetensors" if count == 1 else f"model-{i + 1:05d}-of-{count:05d}.safetensors"
@@ -130,6 +138,8 @@ def write_model(out: Path, weights: dict[str, mx.array], config: Mapping[str, An
         _refuse_infinite(shard)
         with naming_a_full_disk(out):
             mx.save_safetensors(str(out / name), shard, metadata={"format": "mlx"})
+        settle(out / name)
+        hashes[name] = verify_shard(out / name, shard)
         index |= dict.fromkeys(shard, name)
     if count > 1:
         content = {"metadata": {"total_size": total}, "weight_map": dict(sorted(index.items()))}
@@ -137,6 +147,59 @@ def write_model(out: Path, weights: dict[str, mx.array], config: Mapping[str, An
     (out / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     for path in companions(source):
         shutil.copyfile(path, out / path.name)
+    return hashes
+
+
+def settle(path: Path) -> None:
+    """Push a file to the disk, and out of the page cache where the system allows, so that it is read from there."""
+    with path.open("rb") as f:
+        os.fsync(f.fileno())
+        if hasattr(os, "posix_fadvise"):
+            with contextlib.suppress(OSError):
+                os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def verify_shard(path: Path, meant: Mapping[str, mx.array]) -> str:
+    """SHA-256 of a weights file. Raises `OutputError` unless it holds exactly the tensors `meant`."""
+    try:
+        found: Any = mx.load(str(path))
+    except Exception as e:  # what mlx raises depends on what is broken
+        raise _unlike(path, f"it cannot be loaded: {e}") from e
+    if found.keys() != meant.keys():
+        names = sorted(found.keys() ^ meant.keys())
+        raise _unlike(path, f"{names[0]} is in only one of both")
+    for name in list(found):
+        one, wanted = found.pop(name), meant[name]
+        if (one.shape, one.dtype) != (wanted.shape, wanted.dtype):
+            raise _unlike(path, f"{name} is {one.dtype} {one.shape} instead of {wanted.dtype} {wanted.shape}")
+        try:
+            same = _bits(one) == _bits(wanted)
+            equal = same.all().item()
+        except RuntimeError as e:
+            raise _unlike(path, f"{name} cannot be read: {e}") from e
+        if not equal:
+            raise _unlike(path, f"{name} has other values")
+    return hash_file(path)
+
+
+def _bits(array: mx.array) -> mx.array:
+    """An array as whole numbers of its width, which are equal where NaN and -0.0 are not."""
+    return array.reshape(-1).view({1: mx.uint8, 2: mx.uint16, 4: mx.uint32, 8: mx.uint64}[array.dtype.size])
+
+
+def _unlike(path: Path, why: str) -> OutputError:
+    return OutputError(
+        f"{path.name} is not on the disk as it was written ({why}): nothing was replaced. "
+        "Check the disk, then run it again or write elsewhere"
+    )
+
+
+def check_files(directory: Path, manifest: Mapping[str, Any]) -> None:
+    """Read the weights of `directory` again. Raises `ModelError` unless they are those of its `manifest`."""
+    for name, wanted in (manifest.get("files") or {}).items():
+        path = Path(directory) / name
+        if not path.is_file() or hash_file(path) != wanted:
+            raise ModelError(f"{path} is not the file that was written: make {directory} again")
 
 
 def _refuse_infinite(tensors: Mapping[str, mx.array]) -> None:

@@ -79,6 +79,32 @@ def make_adapter() -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
+def make_trained() -> Callable[..., Path]:
+    """`make_trained(path, base, method="dora")`: an adapter as `train` writes it, its values moved by chance."""
+    return trained_adapter
+
+
+def trained_adapter(path: Path, base: Path, **settings) -> Path:
+    """An adapter as `train` writes it, its values moved by chance."""
+    from mlx.utils import tree_unflatten
+    from mlx_lm.utils import load_model
+
+    from punie_mlx.train import adapters
+    from punie_mlx.train.config import TrainConfig
+
+    config = TrainConfig(layers=1, rank=4, **settings)
+    network, _ = load_model(base)
+    adapters.attach(network, config)
+    moved = [(k, v + 0.03 * mx.random.normal(v.shape)) for k, v in adapters.trainable(network).items()]
+    network.update(tree_unflatten(moved))
+    path.mkdir()
+    mx.save_safetensors(str(path / "adapters.safetensors"), adapters.trainable(network))
+    content = adapters.describe(network, config, identity.fingerprint(base))
+    (path / "adapter_config.json").write_text(json.dumps(content))
+    return path
+
+
+@pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the models of this folder's tests lie."""
     return tmp_path_factory.mktemp("export")

@@ -144,26 +144,6 @@ def test_a_disk_that_runs_full_leaves_nothing(full_disk, base, adapter, monkeypa
     assert list(full_disk.iterdir()) == []
 
 
-def trained_adapter(path: Path, base: Path, **settings) -> Path:
-    """An adapter as `train` writes it, its values moved by chance."""
-    from mlx.utils import tree_unflatten
-    from mlx_lm.utils import load_model
-
-    from punie_mlx.train import adapters
-    from punie_mlx.train.config import TrainConfig
-
-    config = TrainConfig(layers=1, rank=4, **settings)
-    network, _ = load_model(base)
-    adapters.attach(network, config)
-    moved = [(k, v + 0.03 * mx.random.normal(v.shape)) for k, v in adapters.trainable(network).items()]
-    network.update(tree_unflatten(moved))
-    path.mkdir()
-    mx.save_safetensors(str(path / "adapters.safetensors"), adapters.trainable(network))
-    content = adapters.describe(network, config, identity.fingerprint(base))
-    (path / "adapter_config.json").write_text(json.dumps(content))
-    return path
-
-
 @pytest.mark.parametrize(
     ("changes", "settings", "layers"),
     [
@@ -177,17 +157,17 @@ def trained_adapter(path: Path, base: Path, **settings) -> Path:
     ],
     ids=["dora", "dora 4-bit", "dora mixture", "targets 5-bit mixture", "full", "full targets", "full norms 4-bit"],
 )
-def test_dora_full_and_targets_are_fused(changes, settings, layers, tmp_path, make_model):
+def test_dora_full_and_targets_are_fused(changes, settings, layers, tmp_path, make_model, make_trained):
     base = make_model(tmp_path / "base", **changes)
-    adapter = trained_adapter(tmp_path / "adapter", base, **settings)
+    adapter = make_trained(tmp_path / "adapter", base, **settings)
     assert fuse(base, adapter, tmp_path / "fused").layers == layers
     wanted = logits(base, adapter)
     assert relative(logits(base), wanted) > 0.02, "the adapter changes too little to tell"
     assert relative(logits(tmp_path / "fused"), wanted) < 2e-3
 
 
-def test_the_scaled_rows_of_dora_are_rounded_once(tmp_path, base):
-    adapter = trained_adapter(tmp_path / "adapter", base, method="dora")
+def test_the_scaled_rows_of_dora_are_rounded_once(tmp_path, base, make_trained):
+    adapter = make_trained(tmp_path / "adapter", base, method="dora")
     fuse(base, adapter, tmp_path / "fused")
     name = "model.layers.1.self_attn.q_proj"
     dora = {k.removeprefix(f"{name}."): v for k, v in mx.load(str(adapter / "adapters.safetensors")).items()}
@@ -198,8 +178,8 @@ def test_the_scaled_rows_of_dora_are_rounded_once(tmp_path, base):
     assert mx.array_equal(found, wanted.astype(mx.float16))
 
 
-def test_a_full_adapter_takes_the_place_of_the_weights(tmp_path, base):
-    adapter = trained_adapter(tmp_path / "adapter", base, method="full")
+def test_a_full_adapter_takes_the_place_of_the_weights(tmp_path, base, make_trained):
+    adapter = make_trained(tmp_path / "adapter", base, method="full")
     fuse(base, adapter, tmp_path / "fused")
     found = mx.load(str(tmp_path / "fused" / "model.safetensors"))
     for name, value in mx.load(str(adapter / "adapters.safetensors")).items():
