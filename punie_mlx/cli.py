@@ -9,8 +9,14 @@ from typing import Annotated
 import typer
 
 from punie_mlx.cli_audit import audit
+from punie_mlx.cli_compare import compare
 from punie_mlx.cli_eval import eval_
 from punie_mlx.cli_export import fuse, quantize
+from punie_mlx.cli_hub import pull, push
+from punie_mlx.cli_profile import profile
+from punie_mlx.cli_report import report
+from punie_mlx.cli_suite import app as suite_app
+from punie_mlx.cli_sweep import sweep
 from punie_mlx.cli_train import train
 from punie_mlx.errors import PunieError
 
@@ -31,7 +37,7 @@ def generate(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Directory to write: train, valid and test.jsonl.")],
     seed: Annotated[int, typer.Option(help="Decides every row; the same seed writes the same bytes.")] = 0,
     suite: Annotated[Path | None, typer.Option(help="Also write a suite of held-out questions to this file.")] = None,
-    cases: Annotated[int, typer.Option(min=1, help="Cases of that suite.")] = 240,
+    cases: Annotated[int, typer.Option(min=1, help="Cases of that suite, of 11 categories mixed.")] = 560,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
 ) -> None:
     """Make the example corpus: 683 rows of a coding agent's work, calls as JSON fences (546/68/69).
@@ -39,9 +45,10 @@ def generate(
     No question stands in two splits: its hash decides. Example: `punie-mlx generate data/phase8_json_format`
     """
     from punie_mlx.corpus import generate as room
+    from punie_mlx.corpus.agent_suite import write_suite
 
     if suite:
-        room.write_suite(suite, cases, seed, overwrite=overwrite)
+        write_suite(suite, cases, seed, overwrite=overwrite)
         print(f"{suite}: {cases} cases")
     sizes = room.generate(out, seed=seed, overwrite=overwrite)
     print(f"{out}: {', '.join(f'{n} {split}' for split, n in sizes.items())}")
@@ -71,6 +78,7 @@ def convert(
 
 
 app.command()(audit)
+app.add_typer(suite_app)
 
 # ---- toolcalls: parse ----
 
@@ -124,6 +132,8 @@ def parse(
 app.command()(train)
 app.command()(fuse)
 app.command()(quantize)
+app.command()(push)
+app.command()(pull)
 
 
 # ---- serve ----
@@ -158,6 +168,10 @@ def serve(
     ] = None,
     draft_model: Annotated[
         Path | None, typer.Option(help="Small model to guess tokens ahead; requests run one at a time, unconstrained.")
+    ] = None,
+    prompt_lookup: Annotated[
+        bool | None,
+        typer.Option("--prompt-lookup", help="Guess tokens from the prompt and the tools; requests run one at a time."),
     ] = None,
     chat_template: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Jinja file in the place of the model's own template.")
@@ -201,6 +215,10 @@ def serve(
     allow_origin: Annotated[
         list[str] | None, typer.Option(help="Origin of browsers' pages that may call (CORS); may be repeated.")
     ] = None,
+    otel_endpoint: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Export traces there (OTLP). Default: OTEL_EXPORTER_OTLP_ENDPOINT, if set."),
+    ] = None,
     log_content: Annotated[
         bool | None, typer.Option("--log-content", help="Log the text of requests and answers. Never done otherwise.")
     ] = None,
@@ -225,12 +243,12 @@ def serve(
     options = {
         "model": model, "adapter": adapter, "host": host, "port": port, "name": name, "max_context": max_context,
         "kv_bits": kv_bits, "prompt_cache_bytes": prompt_cache_bytes, "max_concurrency": max_concurrency,
-        "max_queue": max_queue, "draft_model": draft_model, "chat_template": chat_template,
+        "max_queue": max_queue, "draft_model": draft_model, "prompt_lookup": prompt_lookup, "chat_template": chat_template,
         "tool_call_format": tool_call_format, "reasoning_format": reasoning_format, "constrain": constrain,
         "rescue": rescue, "temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p,
         "max_tokens": max_tokens, "template_kwargs": template_kwargs, "request_timeout": request_timeout,
         "drain": drain, "api_key": api_key, "insecure": insecure, "allow_origin": allow_origin or None,
-        "log_content": log_content, "log_level": log_level,
+        "otel_endpoint": otel_endpoint, "log_content": log_content, "log_level": log_level,
     }  # fmt: skip
     made = make_config(config, options)
     if check:
@@ -244,6 +262,10 @@ def serve(
 
 
 app.command("eval")(eval_)
+app.command()(profile)
+app.command()(compare)
+app.command()(sweep)
+app.command()(report)
 
 # ---- pipeline ----
 

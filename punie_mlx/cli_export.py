@@ -110,6 +110,10 @@ def quantize(
     recipe: Annotated[
         str, typer.Option(help="uniform, or mixed: more bits for embedding, output and the layers that lose most.")
     ] = "uniform",
+    dwq: Annotated[
+        Path | None,
+        typer.Option(metavar="DATA", help="Tune the scales on these rows, with --model as teacher (6 bits or less)."),
+    ] = None,
     drop_intermediate: Annotated[
         bool,
         typer.Option(
@@ -159,7 +163,8 @@ def quantize(
         raise ConfigError(f"--if-passed {if_passed} scored {out}, and that is to be made only now: score it afterwards")
     if again:
         intermediate.check_settings(out, {"bits": bits, "group_size": group_size, "recipe": recipe})
-    made = None if again else run(source, out, bits=bits, group_size=group_size, recipe=recipe, overwrite=overwrite)
+    told: dict[str, Any] = {"bits": bits, "group_size": group_size, "recipe": recipe, "overwrite": overwrite}
+    made = None if again else _distill(source, out, dwq, told, quiet=as_json) if dwq else run(source, out, **told)
     if made and not as_json:
         _show_quantized(made)
     dropped = _drop(source, out, check, quiet=as_json) if drop_intermediate else None
@@ -167,6 +172,18 @@ def quantize(
         print(json.dumps({**(_told(made) if made else {"out": str(out)}), "dropped_bytes": dropped}, indent=2))
     if drop_intermediate and dropped is None:
         raise typer.Exit(1)
+
+
+def _distill(source: Path, out: Path, data: Path, told: dict[str, Any], *, quiet: bool) -> QuantizeReport:
+    """Quantize with scales that are tuned on the rows of `data`, and say what that brought."""
+    from punie_mlx.export.dwq import distill
+    from punie_mlx.stages import bar
+
+    with bar("asking the float16 model", "tuning, KL {:.2g}") as step:
+        made, tuning = distill(source, out, data=data, progress=step, **told)
+    if not quiet:
+        print(tuning.words())
+    return made
 
 
 def _drop(source: Path, out: Path, check: Any, *, quiet: bool) -> int | None:

@@ -20,9 +20,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +28,8 @@ from typing import Any
 from punie_mlx import __version__, identity
 from punie_mlx.corpus.rows import SPLITS
 from punie_mlx.errors import ConfigError, OutputError
-from punie_mlx.files import atomic_dir, locked, sweep_partials
+from punie_mlx.files import locked
+from punie_mlx.stages import Runner, Say, Stage, bar, clear_partials, hash_tree, to_stderr
 from punie_mlx.train.config import TrainConfig
 
 LOCK = ".pipeline.lock"
@@ -61,28 +60,7 @@ class PipelineConfig:
             raise ConfigError("no suite was given: pass --suite FILE")
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One step: where its result lies, what decides it, and how it is made in an empty directory."""
-
-    name: str
-    path: Path
-    inputs: Mapping[str, str]
-    settings: Mapping[str, Any]
-    make: Callable[[Path], object]
-    identify: Callable[[Path], str]
-    """Hash of what later stages depend on: a figure in a report that differs must not do their work again."""
-
-    @property
-    def key(self) -> str:
-        """Hash of all that decides the result."""
-        return identity.hash_json({"stage": self.name, "inputs": dict(self.inputs), "settings": dict(self.settings)})
-
-
-Say = Callable[[str], None]
-
-
-def run_pipeline(config: PipelineConfig, say: Say = lambda line: print(line, file=sys.stderr)) -> dict[str, Any]:
+def run_pipeline(config: PipelineConfig, say: Say = to_stderr) -> dict[str, Any]:
     """Run what is not done yet and return the report (also in `OUT/report.json`).
 
     Raises:
@@ -91,18 +69,11 @@ def run_pipeline(config: PipelineConfig, say: Say = lambda line: print(line, fil
     """
     check(config)
     with locked(config.out / LOCK, "pipeline"):
-        for directory in (config.out, config.out / "scores"):
-            for path in sweep_partials(directory) if directory.is_dir() else ():
-                say(f"removed {path}, left half-written by a run that was stopped")
-        runner = _Runner(config.restart, say)
+        clear_partials((config.out, config.out / "scores"), say)
+        runner = Runner(config.restart, say)
         paths = {name: config.out / name for name in ("data", "adapter", "fused", "quantized")}
-        base = identity.fingerprint(config.model)
-        rows = runner.run(_convert(config, paths["data"]))
-        adapter = runner.run(_train(config, paths, base, rows))
-        shutil.rmtree(config.out / TRAINING, ignore_errors=True)
-        fused = runner.run(_fuse(config, paths, base, adapter))
-        quantized = runner.run(_quantize(config, paths, fused))
-        made = {"base": base, "adapter": adapter, "fused": fused, "quantized": quantized}
+        made = make_fused(config, runner, paths)
+        made["quantized"] = runner.run(_quantize(config, paths, made["fused"]))
         results = {}
         for name in SCORED:
             stage = _score(config, paths, name, made)
@@ -111,6 +82,15 @@ def run_pipeline(config: PipelineConfig, say: Say = lambda line: print(line, fil
         report = _report(config, paths, results, runner)
         identity.write_json(config.out / "report.json", report)
     return report
+
+
+def make_fused(config: PipelineConfig, runner: Runner, paths: Mapping[str, Path]) -> dict[str, str]:
+    """Convert, train and fuse what is not done yet: the hashes of base, adapter and fused model."""
+    base = identity.fingerprint(config.model)
+    rows = runner.run(_convert(config, paths["data"]))
+    adapter = runner.run(_train(config, paths, base, rows))
+    shutil.rmtree(config.out / TRAINING, ignore_errors=True)
+    return {"base": base, "adapter": adapter, "fused": runner.run(_fuse(config, paths, base, adapter))}
 
 
 def check(config: PipelineConfig) -> None:
@@ -130,53 +110,6 @@ def check(config: PipelineConfig) -> None:
         raise OutputError(f"--out {out} would hold its own input {inside[0]}: name another --out")
     if out.is_dir() and not (out / LOCK).is_file() and any(out.iterdir()):
         raise OutputError(f"{out} holds something else than a pipeline's results: name another --out")
-
-
-class _Runner:
-    """Runs stages that are not done, and remembers what it did."""
-
-    def __init__(self, restart: bool, say: Say) -> None:
-        self.restart = restart
-        self.say = say
-        self.seconds: dict[str, float] = {}
-        self.skipped: list[str] = []
-
-    def run(self, stage: Stage) -> str:
-        """The hash of what `stage` made, now or in an earlier run."""
-        if not self.restart and (done := finished(stage)):
-            self.skipped.append(stage.name)
-            self.seconds[stage.name] = done["seconds"]
-            self.say(f"{stage.name}: done already, {stage.path}")
-            return done["output"]
-        self.say(f"{stage.name}: {stage.path} …")
-        started = time.perf_counter()
-        with atomic_dir(stage.path, overwrite=True) as tmp:
-            stage.make(tmp)
-            seconds = round(time.perf_counter() - started, 2)
-            output = stage.identify(tmp)
-            entry = {
-                "name": stage.name, "key": stage.key, "output": output, "files": hash_tree(tmp), "seconds": seconds,
-            }  # fmt: skip
-            own = identity.read_manifest(tmp) or identity.manifest(
-                stage.name, inputs=stage.inputs, settings=stage.settings
-            )
-            identity.write_manifest(tmp, {**own, "stage": entry})
-        self.seconds[stage.name] = seconds
-        return output
-
-
-def finished(stage: Stage) -> dict[str, Any] | None:
-    """What the manifest says of a finished `stage`; None if it is not done, or its inputs or files changed."""
-    entry = (identity.read_manifest(stage.path) or {}).get("stage") or {}
-    if entry.get("key") != stage.key or entry.get("files") != hash_tree(stage.path):
-        return None
-    return entry
-
-
-def hash_tree(directory: Path) -> str:
-    """Hash of all files below `directory` but its manifest."""
-    files = [p for p in directory.rglob("*") if p.is_file() and p.name != identity.MANIFEST]
-    return identity.hash_files(files, directory)
 
 
 def hash_rows(directory: Path) -> str:
@@ -256,7 +189,7 @@ def _score(config: PipelineConfig, paths: Mapping[str, Path], name: str, made: M
             limit=config.limit,
             concurrency=1,  # the table shows seconds a query
         )
-        with _bar() as step:
+        with bar() as step:
             return evaluate(told, step)
 
     inputs = {k: made[k] for k in (("base", "adapter") if name == "adapter" else (name,))}
@@ -265,23 +198,11 @@ def _score(config: PipelineConfig, paths: Mapping[str, Path], name: str, made: M
     return Stage(f"score {name}", config.out / "scores" / name, inputs, settings, make, hash_tree)
 
 
-@contextmanager
-def _bar() -> Generator[Callable[[int, int, int], None]]:
-    """A progress bar of cases on stderr."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("loading the server", total=None)
-        yield lambda done, total, passed: bar.update(task, description=f"{passed} passed", completed=done, total=total)
-
-
 # ---- the report ----
 
 
 def _report(
-    config: PipelineConfig, paths: Mapping[str, Path], results: Mapping[str, Any], runner: _Runner
+    config: PipelineConfig, paths: Mapping[str, Path], results: Mapping[str, Any], runner: Runner
 ) -> dict[str, Any]:
     directories = {"base": config.model, **{k: paths[k] for k in ("adapter", "fused", "quantized")}}
     rows = {

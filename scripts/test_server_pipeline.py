@@ -40,11 +40,10 @@ def options() -> argparse.Namespace:
 
 def ask(client: openai.OpenAI, model: str, case: Case, max_tokens: int) -> None:
     """Send one query and print what comes back."""
-    system = [{"role": "system", "content": case.system}] if case.system else []
     start = time.perf_counter()
     response = client.chat.completions.create(
         model=model,
-        messages=[*system, {"role": "user", "content": case.query}],  # ty: ignore[invalid-argument-type] - plain dicts
+        messages=case.conversation,  # ty: ignore[invalid-argument-type] - plain dicts
         tools=case.tools,  # ty: ignore[invalid-argument-type] - plain dicts
         temperature=0,
         max_tokens=max_tokens,

@@ -41,9 +41,7 @@ def main() -> None:
     cases = read_suite(given.suite).cases[: given.limit]
     loaded = load(resolve(given.model), given.adapter)
     for case in cases:
-        system = [{"role": "system", "content": case.system}] if case.system else []
-        messages = [*system, {"role": "user", "content": case.query}]
-        text = render(loaded.tokenizer, messages, case.tools, add_generation_prompt=True)
+        text = render(loaded.tokenizer, case.conversation, case.tools, add_generation_prompt=True)
         start = time.perf_counter()
         tokens = []
         finish = "length"

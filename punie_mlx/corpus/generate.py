@@ -24,7 +24,7 @@ from punie_mlx.corpus.lexicon import DIRS
 from punie_mlx.corpus.rows import write_rows
 from punie_mlx.corpus.skills import SKILLS, Ask, explore, question
 from punie_mlx.corpus.world import TOOLS
-from punie_mlx.files import atomic_dir, atomic_file, refuse_existing
+from punie_mlx.files import atomic_dir
 from punie_mlx.identity import manifest, write_manifest
 
 BUCKETS = {"suite": range(0, 20), "valid": range(20, 28), "test": range(28, 36), "train": range(36, 100)}
@@ -106,14 +106,19 @@ def _touched(ask: Ask) -> set[str]:
     return {t.split("/")[0] for t in texts if "/" in t or t in DIRS}
 
 
-def _several(r: Random, offered: set[str]) -> Exchange:
+def several_asks(r: Random, offered: set[str]) -> tuple[str, list[Ask]]:
+    """A question that wants two or three calls, or one where the drawn ones meddle with each other's files."""
     asks: list[Ask] = []
     for _ in range(2 if r.random() < 0.85 else 3):
         ask = SKILLS[r.choice(sorted(offered))](r)
         if not any(_touched(ask) & _touched(a) for a in asks):
             asks.append(ask)
     parts = [a.query.rstrip("?") for a in asks]
-    query = ", then ".join([parts[0], *(p[0].lower() + p[1:] for p in parts[1:])])
+    return ", then ".join([parts[0], *(p[0].lower() + p[1:] for p in parts[1:])]), asks
+
+
+def _several(r: Random, offered: set[str]) -> Exchange:
+    query, asks = several_asks(r, offered)
     return Exchange("several calls" if len(asks) > 1 else "one tool of many", query, tuple(asks), answer_for(asks))
 
 
@@ -191,47 +196,3 @@ def generate(
             write_rows(tmp / f"{split}.jsonl", rows(split, count, seed))
         write_manifest(tmp, manifest("corpus", inputs={}, settings={"seed": seed, "sizes": sizes}))
     return sizes
-
-
-# ---- the suite ----
-
-
-def case(r: Random, number: int, offered: Sequence[str], *, calls: bool, seen: bool) -> dict[str, Any]:
-    """One evaluation case over the same skills, with questions that no training row may hold."""
-    made = exchange(r, offered, "suite", CORPUS, calls=calls)
-    files = {name: text for ask in made.asks for name, text in ask.files.items()}
-    wanted = [{"name": a.tool, "arguments": a.arguments} for a in made.asks]
-    expect: dict[str, Any] = {"calls": wanted}
-    if wanted:
-        expect["answer"] = {"contains": [a.result for a in made.asks]}
-    return {
-        "id": f"agent-{number:03d}",
-        "category": made.category + ("" if seen else ", new tool set"),
-        "query": made.query,
-        "tools": [TOOLS[name] for name in offered],
-        "files": files,
-        "expect": expect,
-    }
-
-
-def suite(count: int, seed: int) -> list[dict[str, Any]]:
-    """`count` evaluation cases, 70% with calls, half of them on tool sets that no training row offers."""
-    r, known = Random(f"suite {seed}"), tool_sets(seed)
-    new = tool_sets(seed + 1, avoid=map(frozenset, known))
-    cases: list[dict[str, Any]] = []
-    queries = set(RESERVED)  # those five are a suite of their own
-    while len(cases) < count:
-        n = len(cases)
-        offered = (new if n % 2 else known)[n // 2 % TOOL_SETS]
-        made = case(r, n, offered, calls=n % 10 < 7, seen=n % 2 == 0)
-        if made["query"].lower() not in queries:
-            queries.add(made["query"].lower())
-            cases.append(made)
-    return cases
-
-
-def write_suite(out: Path, count: int, seed: int, *, overwrite: bool = False) -> None:
-    """Write `count` cases to the file `out`. Raises `OutputError` where it exists and `overwrite` is false."""
-    refuse_existing(out, overwrite)
-    with atomic_file(out) as tmp:
-        write_rows(tmp, suite(count, seed))

@@ -1,41 +1,25 @@
-"""The agent under test: a real PydanticAI agent over HTTP, and the record of everything it did.
+"""The record of everything that an agent did with one case, and how agents are told to run.
 
-One client and one agent serve all cases; a case brings its tools as a toolset of its own, executed in its scratch
-directory. What is scored is what went over the wire: each exchange is recorded where the HTTP client sees it, so a
-response that the agent rejects is on record as well. `retries=0`: a first try that fails is a failure.
+Three drivers make such a record of the same case: PydanticAI's agent and the `openai` client, both over HTTP, and the
+model itself without a server. What is scored is what the model wrote: an exchange is on record also where the agent
+rejected it. A first try that fails is a failure; calls that an agent had to ask for again are `refused`.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from contextvars import ContextVar
-from dataclasses import dataclass, field
-from typing import Any
-
-import openai
-from pydantic_ai import Agent, RunContext
-from pydantic_ai.exceptions import AgentRunError, UsageLimitExceeded, UserError
-from pydantic_ai.models.openai import OpenAIChatModel, OpenAIChatModelSettings
-from pydantic_ai.profiles.openai import OpenAIModelProfile
-from pydantic_ai.providers.openai import OpenAIProvider
-from pydantic_ai.tools import ToolDefinition
-from pydantic_ai.toolsets.abstract import AbstractToolset, ToolsetTool
-from pydantic_ai.usage import UsageLimits
-from pydantic_core import SchemaValidator, core_schema
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 from punie_mlx.corpus.suite import Case
+from punie_mlx.errors import ConfigError
 from punie_mlx.evals.scratch import Scratch
+from punie_mlx.evals.stopwatch import Stopwatch
 
-ANY_OBJECT = SchemaValidator(core_schema.dict_schema(core_schema.str_schema(), core_schema.any_schema()))
-# The schemas go to the server as the suite has them: a model is scored on the prompt that it was trained on.
-PROFILE = OpenAIModelProfile(
-    json_schema_transformer=None,
-    openai_supports_strict_tool_definition=False,
-    openai_chat_supports_multiple_system_messages=False,
-    openai_chat_thinking_field="reasoning_content",
-    ignore_streamed_leading_whitespace=True,
-)
+BROKEN = ("malformed", "truncated")
+"""Kinds of problems that say that a call could not be read."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +29,18 @@ class AgentSettings:
     max_tokens: int = 1024
     """Tokens of one response. Too few cut a call in two."""
     request_limit: int = 4
-    """Requests of one case: a call, its result and the answer need two."""
+    """Requests for one query: a call, its result and the answer need two. Each follow-up has as many."""
     timeout: float = 600.0
     """Seconds that one response may take."""
     temperature: float = 0.0
+    retries: int = 0
+    """How often an agent may ask again after a call that it cannot execute, or an empty answer."""
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1 or self.request_limit < 1:
+            raise ConfigError("--max-tokens and --requests must be at least 1")
+        if self.temperature < 0 or self.retries < 0:
+            raise ConfigError("--temperature and --retries cannot be below 0")
 
 
 @dataclass
@@ -64,17 +56,35 @@ class Call:
     ok: bool | None = None
     """Whether the tool did what it was asked; None where it was never executed."""
     seconds: float = 0.0
+    at: float | None = None
+    """When it was executed, in seconds since the case began."""
+    refused: bool = False
+    """The agent could not execute it and asked again."""
 
 
 @dataclass
 class Turn:
-    """One exchange with the server."""
+    """One exchange with the server, or one generation of the model without one."""
 
     seconds: float
     status: int
     message: dict[str, Any]
     finish_reason: str | None = None
     usage: dict[str, Any] | None = None
+    at: float = 0.0
+    """When it began, in seconds since the case began."""
+    request: Any = None
+    response: Any = None
+    trace: dict[str, Any] | None = None
+    problems: list[dict[str, Any]] = field(default_factory=list)
+    """What the reader of the calls said of them: each with its kind, detail and raw text."""
+
+    @property
+    def broken(self) -> int:
+        """How many calls could not be read."""
+        calls = self.message.get("tool_calls") or []
+        unread = sum(not isinstance(arguments_of(c), Mapping) for c in calls)
+        return unread + sum(p.get("kind") in BROKEN for p in self.problems)
 
 
 @dataclass
@@ -90,131 +100,76 @@ class Run:
     """The run was ended by the limit on requests."""
     lost: bool = False
     """The server did not answer at all."""
+    retried: int = 0
+    """How often the agent had to ask again."""
     seconds: float = 0.0
+    files: dict[str, str] | None = None
+    """Path → text of the scratch directory afterwards; None where it was not looked at."""
+    began: float = field(default_factory=time.perf_counter, repr=False, compare=False)
+    client: Stopwatch = field(default_factory=Stopwatch, repr=False, compare=False)
+    """Runs while neither the server nor a tool is waited for: the agent's own work."""
+    recorder: Stopwatch = field(default_factory=Stopwatch, repr=False, compare=False)
+    """Runs while an exchange is put on record."""
 
     @property
     def messages(self) -> list[dict[str, Any]]:
         """The conversation, as the server saw it, and its last response."""
         return [*self.sent, *(t.message for t in self.turns[-1:])]
 
+    def now(self) -> float:
+        """Seconds since the case began."""
+        return time.perf_counter() - self.began
 
-_current: ContextVar[Run | None] = ContextVar("current run", default=None)
+    def add(self, turn: Turn) -> None:
+        """Put an exchange and its calls on record."""
+        self.turns.append(turn)
+        for call in turn.message.get("tool_calls") or []:
+            name = (call.get("function") or {}).get("name") or ""
+            self.calls.append(Call(len(self.turns), call.get("id") or "", name, arguments_of(call)))
 
-
-class _CaseTools(AbstractToolset[Any]):
-    """The tools of one case, executed in its scratch directory, in the order of the calls."""
-
-    def __init__(self, case: Case, scratch: Scratch, run: Run) -> None:
-        self._case, self._scratch, self._run = case, scratch, run
-
-    @property
-    def id(self) -> str | None:
-        return None
-
-    async def get_tools(self, ctx: RunContext[Any]) -> dict[str, ToolsetTool[Any]]:
-        return {f["name"]: self._tool(f) for f in (t["function"] for t in self._case.tools)}
-
-    def _tool(self, function: dict[str, Any]) -> ToolsetTool[Any]:
-        definition = ToolDefinition(
-            name=function["name"],
-            description=function.get("description"),
-            parameters_json_schema=function.get("parameters", {"type": "object", "properties": {}}),
-            sequential=True,
-        )
-        return ToolsetTool(toolset=self, tool_def=definition, max_retries=0, args_validator=ANY_OBJECT)
-
-    async def call_tool(
-        self, name: str, tool_args: dict[str, Any], ctx: RunContext[Any], tool: ToolsetTool[Any]
-    ) -> str:
-        start = time.perf_counter()
-        outcome = self._scratch.call(name, tool_args, self._case.schemas[name])
-        for call in reversed(self._run.calls):
-            if call.id == ctx.tool_call_id and call.result is None:
-                call.result, call.ok, call.seconds = outcome.text, outcome.ok, time.perf_counter() - start
+    def execute(self, case: Case, scratch: Scratch, id: str, name: str, arguments: Mapping[str, Any]) -> str:
+        """Run the tool of the last call of that id that has no result yet, and return what it says."""
+        watched = self.client.halt()
+        at, start = self.now(), time.perf_counter()
+        outcome = scratch.call(name, arguments, case.schemas[name])
+        for call in reversed(self.calls):
+            if call.id == id and call.result is None:
+                call.result, call.ok = outcome.text, outcome.ok
+                call.at, call.seconds = at, time.perf_counter() - start
                 break
+        if watched:
+            self.client.go()
         return outcome.text
 
+    def refuse(self, id: str) -> None:
+        """The last call of that id was not executed, and is asked for again."""
+        for call in reversed(self.calls):
+            if call.id == id and call.result is None:
+                call.refused = True
+                break
 
-class Harness:
-    """The agent that all cases share, over a client made by `connect`."""
+    def forgiven(self) -> Run:
+        """The same run as it looks where asking again is allowed: without what was refused."""
+        return replace(self, calls=[c for c in self.calls if not c.refused], retried=0)
 
-    def __init__(self, client: openai.AsyncOpenAI, model: str, settings: AgentSettings) -> None:
-        self.client = client
-        self._settings = settings
-        # Temperature and length only: a server that we are told to score may know no other setting.
-        self._agent: Agent[None, str] = Agent(
-            OpenAIChatModel(model, provider=OpenAIProvider(openai_client=client), profile=PROFILE),
-            retries=0,
-            model_settings=OpenAIChatModelSettings(
-                temperature=settings.temperature, max_tokens=settings.max_tokens, timeout=settings.timeout
-            ),
-        )
 
-    async def run(self, case: Case, scratch: Scratch) -> Run:
+class Driver(Protocol):
+    """Runs cases one at a time or several at once."""
+
+    async def run(self, case: Case, scratch: Scratch, *, seed: int | None = None) -> Run:
         """Run one case to its end. What goes wrong is part of the record; nothing is raised but cancellation."""
-        run = Run()
-        token = _current.set(run)
-        start = time.perf_counter()
-        try:
-            result = await self._agent.run(
-                case.query,
-                instructions=case.system,
-                toolsets=[_CaseTools(case, scratch, run)],
-                usage_limits=UsageLimits(request_limit=self._settings.request_limit),
-            )
-            run.answer = result.output
-        except UsageLimitExceeded as e:
-            run.limited, run.error = True, f"UsageLimitExceeded: {e}"
-        except (AgentRunError, UserError, openai.OpenAIError, ValueError) as e:
-            run.error = f"{type(e).__name__}: {e}"
-            run.lost = isinstance(_root(e), openai.APIConnectionError)
-        finally:
-            run.seconds = time.perf_counter() - start
-            _current.reset(token)
-        return run
+        ...
 
 
-def _root(e: BaseException) -> BaseException:
-    while not isinstance(e, openai.APIConnectionError) and e.__cause__ is not None:
-        e = e.__cause__
-    return e
+def arguments_of(call: Mapping[str, Any]) -> Any:
+    """The arguments of a call of the API, read from their JSON; the text itself where it is no JSON.
 
-
-async def _started(request: Any) -> None:
-    request.extensions["punie_started"] = time.perf_counter()
-
-
-async def _finished(response: Any) -> None:
-    """Put one exchange on the record of the run that made it."""
-    run = _current.get()
-    if run is None or not response.request.url.path.endswith("/chat/completions"):
-        return
-    await response.aread()
-    seconds = time.perf_counter() - response.request.extensions["punie_started"]
-    run.sent = json.loads(response.request.content)["messages"]
-    try:
-        body = response.json()
-        choice = body["choices"][0]
-        turn = Turn(seconds, response.status_code, choice["message"], choice.get("finish_reason"), body.get("usage"))
-    except (ValueError, LookupError, TypeError):
-        turn = Turn(seconds, response.status_code, {"role": "error", "content": response.text})
-    run.turns.append(turn)
-    for call in turn.message.get("tool_calls") or []:
-        function = call.get("function", {})
-        arguments = _read(function.get("arguments"))
-        run.calls.append(Call(len(run.turns), call.get("id", ""), function.get("name", ""), arguments))
-
-
-def _read(arguments: Any) -> Any:
+    No text at all stands for no arguments, as clients take it.
+    """
+    arguments: Any = (call.get("function") or {}).get("arguments")
+    if arguments in (None, ""):
+        return {}
     try:
         return json.loads(arguments)
     except (ValueError, TypeError):
         return arguments
-
-
-def connect(url: str, timeout: float) -> openai.AsyncOpenAI:
-    """A client for `url` that records its exchanges, never retries and uses no proxy of the environment."""
-    http = openai.DefaultAsyncHttpxClient(
-        trust_env=False, timeout=timeout, event_hooks={"request": [_started], "response": [_finished]}
-    )
-    return openai.AsyncOpenAI(base_url=url, api_key="not-needed", max_retries=0, http_client=http)

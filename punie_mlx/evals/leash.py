@@ -1,7 +1,9 @@
 """Run a verb of `punie-mlx` that ends when its parent ends, however that ended.
 
     python -m punie_mlx.evals.leash PARENT_PID serve --model DIR --port 0
+    python -m punie_mlx.evals.leash PARENT_PID -m punie_mlx.direct --model DIR
 
+The second form runs a module of the package that is no verb.
 On Linux the kernel kills the process (PR_SET_PDEATHSIG); elsewhere, and as a second line, a thread watches the parent.
 """
 
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import runpy
 import signal
 import sys
 import threading
@@ -34,7 +37,12 @@ def _watch(parent: int) -> None:
 
 if __name__ == "__main__":
     tie_to(int(sys.argv[1]))
-    sys.argv = ["punie-mlx", *sys.argv[2:]]
-    from punie_mlx.cli import main
+    if sys.argv[2:3] == ["-m"]:
+        module = sys.argv[3]
+        sys.argv = sys.argv[3:]
+        runpy.run_module(module, run_name="__main__")
+    else:
+        sys.argv = ["punie-mlx", *sys.argv[2:]]
+        from punie_mlx.cli import main
 
-    main()
+        main()

@@ -22,6 +22,7 @@ from punie_mlx.corpus.world import TOOLS
 from punie_mlx.toolcalls.values import Schema, problem
 
 MAX_RESULT = 20_000
+MAX_FILE = 1_000_000
 COMMAND_SECONDS = 5.0
 PROGRAMS = frozenset({"cat", "echo", "find", "grep", "head", "ls", "pwd", "tail", "wc"})
 # Options of `find` that write, delete or start programs.
@@ -72,6 +73,14 @@ class Scratch:
         if len(text) > MAX_RESULT:
             text = f"{text[:MAX_RESULT]}\n… cut, {len(text) - MAX_RESULT} characters more"
         return Outcome(text, True)
+
+    def snapshot(self) -> dict[str, str]:
+        """All files that are there, by their paths, and their text."""
+        return {self._shown(p): self._snapped(p) for p in self._files(self.root)}
+
+    def _snapped(self, path: Path) -> str:
+        text = self._read(path)
+        return text if len(text) <= MAX_FILE else f"{text[:MAX_FILE]}… cut, {len(text) - MAX_FILE} characters more"
 
     # -- paths
 

@@ -1,10 +1,14 @@
-"""The server under test as a process of its own, reached only as a user reaches it: its ready line and HTTP.
+"""The model under test in a process of its own: as a server, reached only as a user reaches it, or without one.
+
+    with serving(model) as (process, ready): ...          a ready line, then HTTP at `ready.url`
+    with answering(model) as (process, ready): ...        a ready line, then one JSON line for each `process.ask`
 
 The process dies with its parent, also when that is killed: it is started through `punie_mlx.evals.leash`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -14,11 +18,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from punie_mlx.errors import InputError, ServerError
 
@@ -36,27 +40,38 @@ class Ready:
     model: str
     fingerprint: str
     pid: int
+    more: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """All that the line says."""
 
 
 class ServerProcess:
-    """A started server. Make one with `serving`."""
+    """A started process. Make one with `serving` or `answering`."""
 
-    def __init__(self, model: Path, adapter: Path | None, stderr: IO[bytes]) -> None:
-        verb = ["serve", "--model", str(model), "--port", "0", *(["--adapter", str(adapter)] if adapter else [])]
+    def __init__(
+        self,
+        verb: Sequence[str],
+        stderr: IO[bytes],
+        *,
+        what: str = "server",
+        asked: bool = False,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self._what = what
         self._stderr = stderr
         self._lines: queue.Queue[str | None] = queue.Queue()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "punie_mlx.evals.leash", str(os.getpid()), *verb],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE if asked else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,
             encoding="utf-8",
             errors="replace",
+            env={**os.environ, **(environment or {})},
             # A Ctrl-C in the terminal goes to the whole group: the evaluation is to stop the server, in its own order.
             start_new_session=True,
         )
-        threading.Thread(target=self._drain, name="server-stdout", daemon=True).start()
+        threading.Thread(target=self._drain, name=f"{what}-stdout", daemon=True).start()
 
     def _drain(self) -> None:
         assert self._process.stdout
@@ -72,25 +87,45 @@ class ServerProcess:
             try:
                 line = self._lines.get(timeout=max(0.0, deadline - time.monotonic()))
             except queue.Empty:
-                raise ServerError(f"the server was not ready after {seconds:g} s{self.tail()}") from None
+                raise ServerError(f"the {self._what} was not ready after {seconds:g} s{self.tail()}") from None
             if line is None:
                 raise self.death("before it was ready")
             if ready := _ready(line):
                 return ready
 
+    def ask(self, request: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+        """The answer to one line. Not for two threads at once. Raises `ServerError`, after which it cannot go on."""
+        assert self._process.stdin
+        try:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+            line = self._lines.get(timeout=seconds)
+        except OSError:
+            line = None
+        except queue.Empty:
+            self.kill()  # the next answer would be taken for this one's
+            raise ServerError(f"the {self._what} did not answer within {seconds:g} s{self.tail()}") from None
+        if line is None:
+            raise self.death("while it was asked")
+        return json.loads(line)
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._process.kill()
+
     def alive(self) -> bool:
         return self._process.poll() is None
 
     def death(self, when: str) -> ServerError | InputError:
-        """The error that says how the server ended."""
+        """The error that says how it ended."""
         try:
             code = self._process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
-            return ServerError(f"the server closed its output {when}{self.tail()}")
+            return ServerError(f"the {self._what} closed its output {when}{self.tail()}")
         if code == InputError.exit_code and (lines := self._tail_lines()):
             return InputError(lines[-1].removeprefix("punie-mlx: "))
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        return ServerError(f"the server {how} {when}{self.tail()}")
+        return ServerError(f"the {self._what} {how} {when}{self.tail()}")
 
     def _tail_lines(self) -> list[str]:
         # Not read(): the server writes at the file position that both share.
@@ -100,12 +135,12 @@ class ServerProcess:
         return text.splitlines()[-TAIL_LINES:]
 
     def tail(self) -> str:
-        """The end of the server's stderr, as the last part of a message."""
+        """The end of its stderr, as the last part of a message."""
         lines = self._tail_lines()
         return "; its last words:\n" + "\n".join(f"  {line}" for line in lines) if lines else "; it said nothing"
 
     def stop(self) -> None:
-        """Ask the server to end; kill it where it does not."""
+        """Ask it to end; kill it where it does not."""
         if self.alive():
             self._process.terminate()
             try:
@@ -113,6 +148,9 @@ class ServerProcess:
             except subprocess.TimeoutExpired:
                 self._process.kill()
         self._process.wait()
+        if self._process.stdin:
+            with contextlib.suppress(OSError):  # what was not read by who has gone
+                self._process.stdin.close()
 
 
 def _ready(line: str) -> Ready | None:
@@ -120,23 +158,53 @@ def _ready(line: str) -> Ready | None:
         value = json.loads(line)
         if value["event"] != "ready":
             return None
-        return Ready(value["url"], value["model"], value["fingerprint"], value["pid"])
+        return Ready(value["url"], value["model"], value["fingerprint"], value["pid"], value)
     except (ValueError, TypeError, KeyError):
         return None
 
 
 @contextmanager
 def serving(
-    model: Path, adapter: Path | None = None, *, seconds: float = STARTUP_SECONDS
-) -> Generator[tuple[ServerProcess, Ready], None, None]:
+    model: Path,
+    adapter: Path | None = None,
+    *,
+    seconds: float = STARTUP_SECONDS,
+    serve_options: Sequence[str] = (),
+) -> Generator[tuple[ServerProcess, Ready]]:
     """Start a server for `model` on a free port, yield it when it is ready, and stop it.
 
+    serve_options: what else `punie-mlx serve` is told.
+
     Raises:
-        InputError: the server refused the model or adapter.
+        InputError: the server refused the model, adapter or options.
         ServerError: it ended, or was not ready in time.
     """
+    verb = ["serve", *_what(model, adapter), "--port", "0", *serve_options]
+    with _started(verb, seconds) as started:
+        yield started
+
+
+@contextmanager
+def answering(
+    model: Path, adapter: Path | None = None, *, seconds: float = STARTUP_SECONDS
+) -> Generator[tuple[ServerProcess, Ready]]:
+    """Start `model` without a server (`punie_mlx.direct`), yield it when it can be asked, and stop it.
+
+    Raises what `serving` raises.
+    """
+    verb = ["-m", "punie_mlx.direct", *_what(model, adapter)]
+    with _started(verb, seconds, what="model", asked=True) as started:
+        yield started
+
+
+def _what(model: Path, adapter: Path | None) -> list[str]:
+    return ["--model", str(model), *(["--adapter", str(adapter)] if adapter else [])]
+
+
+@contextmanager
+def _started(verb: Sequence[str], seconds: float, **how: Any) -> Generator[tuple[ServerProcess, Ready]]:
     with tempfile.TemporaryFile() as stderr:
-        process = ServerProcess(model, adapter, stderr)
+        process = ServerProcess(verb, stderr, **how)
         try:
             yield process, process.wait_ready(seconds)
         finally:

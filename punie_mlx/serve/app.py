@@ -20,12 +20,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from punie_mlx.serve import openapi
+from punie_mlx.serve import openapi, trace
 from punie_mlx.serve.chat_api import Chat
 from punie_mlx.serve.errors import ApiError
 from punie_mlx.serve.guard import Guard
 from punie_mlx.serve.metrics import CONTENT_TYPE, Metrics
 from punie_mlx.serve.settings import HttpSettings
+from punie_mlx.serve.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +36,8 @@ REFUSALS = {400: "bad_request", 404: "not_found", 405: "not_found", 408: "slow",
 Answering = Callable[[Request, bytes], Awaitable[Response]]
 
 
-def build(chat: Chat, metrics: Metrics, settings: HttpSettings) -> ASGIApp:
-    """The application that serves `chat`."""
+def build(chat: Chat, metrics: Metrics, settings: HttpSettings, telemetry: Telemetry | None = None) -> ASGIApp:
+    """The application that serves `chat`, and exports the traces of its requests where there is a `telemetry`."""
     host = _Host(chat, metrics, settings)
     posts: dict[str, Answering] = {
         "/v1/chat/completions": chat.respond,
@@ -56,7 +57,7 @@ def build(chat: Chat, metrics: Metrics, settings: HttpSettings) -> ASGIApp:
         *(Route(path, answer) for path, answer in gets.items()),
     ]
     middleware = [
-        Middleware(Watch, metrics=metrics),
+        Middleware(Watch, metrics=metrics, telemetry=telemetry),
         *([_cors(settings)] if settings.origins else []),
         Middleware(Guard, settings=settings, refused=metrics.refused),
     ]
@@ -83,6 +84,7 @@ class _Host:
         async def endpoint(request: Request) -> Response:
             try:
                 body = await read_body(request, self.settings)
+                request.state.trace.enter("parse")
                 if self.chat.settings.log_content:
                     log.info("%s %s", request.url.path, body.decode("utf-8", "backslashreplace"))
                 return await answer(request, body)
@@ -90,6 +92,8 @@ class _Host:
                 return Response(status_code=499)
             except ApiError as e:
                 self.metrics.refused(REFUSALS.get(e.status, "failed"))
+                request.state.trace.enter("respond")
+                e.body |= request.state.trace.told()
                 return Lingering(e) if e.status in (408, 413) else e.response()
 
         return endpoint
@@ -191,16 +195,20 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 class Watch:
-    """Counts each request, and answers for what nothing else has caught; its log tells where, and never a value."""
+    """Counts and traces each request, and answers for what nothing else has caught; its log tells where, and never a
+    value."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, telemetry: Telemetry | None = None) -> None:
         self._app = app
         self._metrics = metrics
+        self._telemetry = telemetry
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":  # there is no lifespan, and websockets are refused before
             return
         status, began = 0, time.monotonic()
+        traced = trace.begin(scope, exported=self._telemetry is not None)
+        scope.setdefault("state", {})["trace"] = traced
 
         async def watched(message: Message) -> None:
             nonlocal status
@@ -224,6 +232,9 @@ class Watch:
             self._metrics.request(route, status)
             took = time.monotonic() - began
             log.debug("%s %s: %s after %.3f s", scope["method"], route, status, took)
+            traced.end()
+            if self._telemetry is not None and isinstance(traced, trace.Recorded):
+                self._telemetry.export(traced, scope, route, status)
 
 
 class _Broken(Exception):

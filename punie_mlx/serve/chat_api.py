@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from punie_mlx.chat.render import Prompt, safe_prompt
 from punie_mlx.errors import ConfigError, PunieError
-from punie_mlx.serve import inspect_api, objects, text_api
+from punie_mlx.serve import inspect_api, lookup, objects, text_api
 from punie_mlx.serve.answer import Answer, Delta, collect
 from punie_mlx.serve.constrain import Constrainer, Mask, Plan
 from punie_mlx.serve.delivery import Choice, Delivery, deliver, unless_gone
@@ -26,6 +26,7 @@ from punie_mlx.serve.generation import EngineBusyError, Generation, Piece, Sampl
 from punie_mlx.serve.metrics import Metrics
 from punie_mlx.serve.request import ChatRequest, Conversation, Generating, parse
 from punie_mlx.serve.settings import ChatSettings
+from punie_mlx.serve.trace import UNTRACED, Trace
 from punie_mlx.toolcalls.calls import Tool, dumps, escape
 from punie_mlx.toolcalls.stream import StreamParser
 from punie_mlx.toolcalls.wire import Format
@@ -45,6 +46,7 @@ class Prepared:
     tools: list[Tool]  # those that may be called
     plan: Plan
     in_reasoning: bool  # the prompt has opened the thinking
+    skeletons: Sequence[int] = ()  # of the calls that it may make, where tokens are guessed ahead
 
 
 LARGE = 64 * 2**10  # bytes of a request; to encode megabytes takes seconds, for which the others do not wait
@@ -79,16 +81,19 @@ class Chat:
 
     async def respond(self, http: Request, body: bytes) -> Response:
         """/v1/chat/completions"""
+        trace: Trace = http.state.trace
         request = parse(ChatRequest, body)
         self.check(request)
-        prepared = await self.aside(http, body, self.prepare, request)
+        trace.enter("render")
+        prepared = await self.aside(http, body, self.prepare, request, trace)
+        trace.about("chat", self.name, request, prepared.prompt.tokens, self.engine.loaded)
         limit = self.room(len(prepared.prompt.tokens), request, "messages")
         top = request.top_logprobs if request.logprobs else -1
         shape = _ChatShape(self, prepared)
         with ExitStack() as begun:
-            choices = [self._choice(begun, prepared, i, limit, top) for i in range(request.n)]
+            choices = [self._choice(begun, prepared, i, limit, top, trace) for i in range(request.n)]
             begun.pop_all()  # from here on the delivery has them
-        delivery = Delivery(choices, shape, self.settings, self.metrics)
+        delivery = Delivery(choices, shape, self.settings, self.metrics, trace)
         usage = request.stream_options.include_usage
         return await deliver(http, delivery, stream=request.stream, with_usage=usage)
 
@@ -142,21 +147,29 @@ class Chat:
         return min(request.limit or self.settings.defaults.max_tokens or left, left)
 
     def generate(
-        self, prompt: Sequence[int], sampling: Sampling, limit: int, mask: Mask | None = None, top: int = -1
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        limit: int,
+        mask: Mask | None = None,
+        top: int = -1,
+        skeletons: Sequence[int] = (),
     ) -> Generation:
         """Have the engine begin. Raises `ApiError` where it cannot."""
         try:
-            return self.engine.generate(prompt, sampling, limit, processor=mask, top_logprobs=top)
+            return self.engine.generate(prompt, sampling, limit, processor=mask, top_logprobs=top, skeletons=skeletons)
         except EngineBusyError as e:
             raise ApiError(429, str(e), code="queue_full", headers={"Retry-After": "1"}) from e
         except PunieError as e:
             raise ApiError(503, str(e), code="engine_dead", headers={"Retry-After": "5"}) from e
 
-    def _choice(self, begun: ExitStack, prepared: Prepared, index: int, limit: int, top: int) -> Choice:
+    def _choice(self, begun: ExitStack, prepared: Prepared, index: int, limit: int, top: int, trace: Trace) -> Choice:
         request, control = prepared.request, self.engine.loaded.control
-        mask = prepared.plan.mask()
+        mask = prepared.plan.mask(trace.mask)
         sampling = request.sampling(self.engine.loaded, self.settings.defaults, index=index)
-        generation = begun.enter_context(self.generate(prepared.prompt.tokens, sampling, limit, mask, top))
+        generation = begun.enter_context(
+            self.generate(prepared.prompt.tokens, sampling, limit, mask, top, prepared.skeletons)
+        )
         rescue = self.settings.rescue if request.rescue is None else request.rescue
         parser = StreamParser(
             self.wire,
@@ -165,25 +178,28 @@ class Chat:
             rescue=rescue and bool(prepared.tools),
             control=control,
         )
-        answer = Answer(parser, offered=bool(prepared.tools), plan=prepared.plan, streamed=request.stream)
-        return Choice(index, generation, answer, request.stop, control, mask)
+        answer = trace.answer(parser, offered=bool(prepared.tools), plan=prepared.plan, streamed=request.stream)
+        return trace.choice(index, generation, answer, request.stop, control, mask)
 
     # ---- prompt and grammar ----
 
-    def prepare(self, tokenizer: Any, request: ChatRequest) -> Prepared:
+    def prepare(self, tokenizer: Any, request: ChatRequest, trace: Trace = UNTRACED) -> Prepared:
         """Render and encode `request`, and decide on its grammar. Raises `BadRequest`."""
+        trace.waited()
         tools = request.tools_spec()
         allowed = self._allowed(request, tools)
         off = self._off(request)
         # With a grammar the model sees all tools, as it does in all other turns: so the prompt cache has them.
         prompt = self.prompt(tokenizer, request, tools if allowed and off is None else allowed)
-        plan = off or self._plan(request, prompt)
+        with trace.timed("grammar_seconds"):
+            plan = off or self._plan(request, prompt)
         if off is None and plan.state == "off" and len(allowed) < len(tools):
             prompt = self.prompt(tokenizer, request, allowed)
         if self.settings.log_content:
             log.info("prompt: %s", prompt.text)
         may_be_called = [Tool.from_openai(t) for t in allowed]
-        return Prepared(request, prompt, may_be_called, plan, prompt.opens(self.wire.think[0]))
+        skeletons = lookup.skeletons(tokenizer, self.wire.name, allowed) if self.engine.guesses else ()
+        return Prepared(request, prompt, may_be_called, plan, prompt.opens(self.wire.think[0]), skeletons)
 
     def prompt(
         self, tokenizer: Any, request: Conversation, tools: Sequence[Spec], *, add_generation_prompt: bool = True

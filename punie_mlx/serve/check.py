@@ -124,7 +124,7 @@ def check(config: ServeConfig) -> Report:
     context = memory.context_of(model)
     if config.max_context is not None:
         context = min(context, config.max_context)
-    serial = bool(config.kv_bits or config.draft_model)
+    serial = bool(config.kv_bits or config.draft_model or config.prompt_lookup)
     concurrency = 1 if serial else config.max_concurrency
     needed = memory.Needed(
         weights=memory.weights(safetensors(files), model) + _draft_weights(config),
@@ -223,7 +223,7 @@ def _memory_findings(needed: memory.Needed, serial: bool) -> Iterator[Finding]:
     elif needed.total > needed.available:
         yield Finding("note", "not all requests can be that long at once: lower --max-context or --max-concurrency")
     if serial:
-        yield Finding("note", "with --kv-bits or --draft-model requests are served one at a time")
+        yield Finding("note", "with --kv-bits, --draft-model or --prompt-lookup requests are served one at a time")
 
 
 def _draft_weights(config: ServeConfig) -> int:

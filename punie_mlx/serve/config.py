@@ -47,6 +47,7 @@ class ServeConfig:
     max_concurrency: int = 32
     max_queue: int = 96
     draft_model: Path | None = None
+    prompt_lookup: bool = False
     chat_template: Path | None = None
     tool_call_format: str = AUTO
     reasoning_format: str = AUTO
@@ -63,6 +64,7 @@ class ServeConfig:
     api_key: str | None = field(default=None, repr=False)
     insecure: bool = False
     allow_origin: tuple[str, ...] = ()
+    otel_endpoint: str | None = None  # of a collector; None is what OTEL_EXPORTER_OTLP_ENDPOINT says
     log_content: bool = False
     log_level: str = "info"
 
@@ -80,6 +82,9 @@ class ServeConfig:
         if self.name is not None and (not self.name.strip() or not self.name.isprintable()):
             raise ConfigError("--name must not be empty, nor hold control characters")
         check_names(self.tool_call_format, self.reasoning_format)
+        if self.prompt_lookup and (self.draft_model or self.kv_bits):
+            other = "--draft-model" if self.draft_model else "--kv-bits"
+            raise ConfigError(f"--prompt-lookup and {other} do not go together: choose one")
 
     @property
     def served_name(self) -> str:
@@ -95,6 +100,7 @@ class ServeConfig:
             prompt_cache_bytes=self.prompt_cache_bytes,
             context=self.max_context,
             kv_bits=self.kv_bits,
+            lookup=self.prompt_lookup,
         )
 
     def chat(self, generation_config: Mapping[str, Any]) -> ChatSettings:

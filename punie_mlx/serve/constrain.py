@@ -60,9 +60,9 @@ class Plan:
     lark: str = ""
     _compiled: Compiled | None = None
 
-    def mask(self) -> Mask | None:
-        """A mask for one generation; None where nothing is held."""
-        return None if self._compiled is None else Mask(self._compiled)
+    def mask(self, kind: type[Mask] | None = None) -> Mask | None:
+        """A mask for one generation, of a `kind` of one's own if there is one; None where nothing is held."""
+        return None if self._compiled is None else (kind or Mask)(self._compiled)
 
 
 class Compiled:
@@ -115,38 +115,39 @@ class Mask:
             return logits
 
     def _masked(self, tokens: mx.array, logits: mx.array) -> mx.array:
-        self._take(tokens, logits)
-        if self._over:
-            return logits
-        llguidance.numpy.fill_next_token_bitmask(self._matcher, self._bits)
-        if error := self._matcher.get_error():
-            self._give_up(error)
-            return logits
-        if not np.array_equal(self._bits, self._before):
-            self._before[:] = self._bits
-            self._allowed = self._spread()
-        return logits if self._allowed is None else mx.where(self._allowed, logits, -mx.inf)
+        self._follow(self._newest(tokens, logits))
+        return logits if self._over or self._allowed is None else mx.where(self._allowed, logits, -mx.inf)
 
-    def _take(self, tokens: mx.array, logits: mx.array) -> None:
-        """Let the grammar have the tokens that are new."""
+    def _newest(self, tokens: mx.array, logits: mx.array) -> list[Any]:
+        """The tokens that are new; waits until they are known, and the network goes on meanwhile."""
         size = tokens.shape[-1]
         new, self._seen = (size - self._seen if self._seen >= 0 else 0), size
         if new < 0:
             raise ValueError("there are fewer tokens than before")
         if not new:
             mx.async_eval(logits)
-            return
+            return []
         newest = tokens[-1] if new == 1 else tokens[-new:]
         mx.async_eval(newest)
         mx.async_eval(logits)  # the network runs while the mask is made
         taken: Any = [newest.item()] if new == 1 else newest.tolist()
-        for token in taken:
+        return taken
+
+    def _follow(self, new: Sequence[int]) -> None:
+        """Let the grammar have the tokens that are new, and find out which may follow."""
+        for token in new:
             if token in self._vocabulary.eos:
                 self._over = True
                 return
             if not self._matcher.consume_token(token):
                 self._give_up(self._matcher.get_error() or f"token {token} does not fit the grammar")
                 return
+        llguidance.numpy.fill_next_token_bitmask(self._matcher, self._bits)
+        if error := self._matcher.get_error():
+            self._give_up(error)
+        elif not np.array_equal(self._bits, self._before):
+            self._before[:] = self._bits
+            self._allowed = self._spread()
 
     def _spread(self) -> mx.array | None:
         """The bits as truth values; None where all are true. Raises `ValueError` where none is."""

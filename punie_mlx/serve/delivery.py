@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Sequence
 from contextlib import suppress
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -26,6 +26,9 @@ from punie_mlx.serve.metrics import Metrics
 from punie_mlx.serve.settings import ChatSettings
 from punie_mlx.serve.stops import StopStrings
 from punie_mlx.toolcalls.calls import dumps
+
+if TYPE_CHECKING:
+    from punie_mlx.serve.trace import Trace
 
 log = logging.getLogger(__name__)
 
@@ -160,9 +163,12 @@ class Shape(Protocol):
 class Delivery:
     """One request under way. Use it as a context manager: what it holds of the engine ends with it."""
 
-    def __init__(self, choices: Sequence[Choice], shape: Shape, settings: ChatSettings, metrics: Metrics) -> None:
+    def __init__(
+        self, choices: Sequence[Choice], shape: Shape, settings: ChatSettings, metrics: Metrics, trace: Trace
+    ) -> None:
         self.choices = choices
         self.settings = settings
+        self._trace = trace
         self._shape = shape
         self._metrics = metrics
         self._open = True
@@ -178,6 +184,7 @@ class Delivery:
         """Give the engine's slots back."""
         if self._open:
             self._open = False
+            self._trace.generated(self.choices)
             for choice in self.choices:
                 with choice.generation:
                     pass
@@ -194,7 +201,13 @@ class Delivery:
         except PunieError as e:
             self.outcome = "error"
             raise ApiError(500, str(e), code="engine_failed") from e
-        return json_response({**self._shape.head(False), "choices": found, "usage": self._shape.usage(self.choices)})
+        self._responds()
+        whole = {**self._shape.head(False), "choices": found, "usage": self._shape.usage(self.choices)}
+        return Response(self._trace.sealed(dumps(whole)).encode(), media_type="application/json")
+
+    def _responds(self) -> None:
+        self._trace.generated(self.choices)
+        self._trace.enter("respond")
 
     async def _collected(self, choice: Choice) -> dict[str, Any]:
         deltas: list[Delta] = []
@@ -210,8 +223,11 @@ class Delivery:
         before = f'data: {dumps(self._shape.head(True))[:-1]},"choices":['
         after = f"]{usage}}}\n\n"
         await together([self._streamed(c, send, before, after) for c in self.choices])
+        self._responds()
         if with_usage:
             await send(f'{before}],"usage":{dumps(self._shape.usage(self.choices))}}}\n\n'.encode())
+        if self._trace.shown:
+            await send(self._trace.sealed(f"{before}{after.rstrip()}").encode() + b"\n\n")
 
     async def _streamed(
         self, choice: Choice, send: Callable[[bytes], Awaitable[None]], before: str, after: str

@@ -27,6 +27,8 @@ is pinned by `tests/contracts/test_mlx_lm_engine.py`; `loading.py` and `prompt_c
 | what it reads of `model_provider` and `cli_args`     | `Provider` stands in for mlx_lm's, which loads any name  |
 | the fields of `GenerationArguments` and its parts, of `CompletionRequest` | made here                           |
 | `_make_sampler(args, tokenizer)`, `_make_logits_processors(args)` | replaced for our arguments: `sampling.py`   |
+| `generate.speculative_generate_step(prompt, model, draft_model, stream, **settings)` | ours where the draft       |
+|                                                      | "model" is a `PromptLookup`; `stream_generate` calls it  |
 | `BatchGenerator.next`, `.insert_segments`, `.remove` | overridden: `_Batch` drops what was cancelled, and spares |
 |                                                      | log-probabilities that nobody asked for                  |
 
@@ -39,9 +41,11 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import time
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +54,7 @@ from mlx_lm import server
 from mlx_lm.generate import PromptProcessingBatch
 
 from punie_mlx.errors import ServerError
+from punie_mlx.serve import lookup
 from punie_mlx.serve.generation import EngineBusyError, EngineStats, Generation, Limits, Piece, Sampling, Waker
 from punie_mlx.serve.loading import DEFAULT_LIMITS, Loaded, Provider, load
 from punie_mlx.serve.prompt_cache import PromptCache
@@ -80,6 +85,7 @@ class _Job:
     generator: _Generator
     taken: bool = False  # out of the queue
     prefilling: bool = True
+    skeletons: Sequence[int] = ()  # what may follow and stands in no prompt, for `lookup.py`
     retried: bool = False  # the engine died once while this was about to start
     context: Any = None
 
@@ -249,6 +255,8 @@ class _Generator(server.ResponseGenerator):
 
     def _serve_single(self, request: Any, stream: Any) -> None:
         job, *rest = request
+        if isinstance(drafter := self.model_provider.draft_model, lookup.PromptLookup):
+            drafter.context = job.generation.guesses = lookup.Context(job.tokens, job.skeletons)
         super()._serve_single((_Prefill(job), *rest), stream)
 
     def _log_cache_stats(self) -> None:
@@ -271,11 +279,15 @@ class _Batch(server.BatchGenerator):
         gone = [uid for uid, job in self._jobs.items() if job.generation.cancelled]
         if gone:  # no step: a word from them, so that the loop looks at them, and removes them
             return [PromptProcessingBatch.Response(uid, (0, 0), False, False) for uid in gone], []
+        began = time.monotonic()
         prompts, generated = super().next()
+        took = time.monotonic() - began
         for response in prompts:
             self._jobs[response.uid].prefilling &= not response.end_of_prompt
         for response in generated:
             job = self._jobs[response.uid] if response.finish_reason is None else self._jobs.pop(response.uid)
+            if job.generation.first is not None:
+                job.generation.step_seconds += took
             if job.top_logprobs < 0:
                 response.logprobs = _UNWANTED
         return prompts, generated
@@ -333,6 +345,18 @@ for _ours in (_make_sampler, _make_logits_processors):
 setattr(server, "BatchGenerator", _Batch)  # noqa: B010
 
 
+_generate = import_module("mlx_lm.generate")  # by its name in the package it is a function
+_stock_steps = _generate.speculative_generate_step
+
+
+def _speculative_steps(prompt: mx.array, model: Any, draft_model: Any, *args: Any, **settings: Any) -> Any:
+    ours = isinstance(draft_model, lookup.PromptLookup)
+    return (lookup.steps if ours else _stock_steps)(prompt, model, draft_model, *args, **settings)
+
+
+setattr(_generate, "speculative_generate_step", _speculative_steps)  # noqa: B010
+
+
 # ---- our side, on the event loop ----
 
 
@@ -367,7 +391,7 @@ class Engine:
             raise
         if not engine._provider.is_batchable or limits.kv_bits is not None:
             log.warning(
-                "requests are served one at a time: a draft model, a quantized or an unmergeable KV cache asks it"
+                "requests are served one at a time: guessing ahead, a quantized or an unmergeable KV cache asks it"
             )
         return engine
 
@@ -386,6 +410,11 @@ class Engine:
     def constrainable(self) -> bool:
         """Whether a processor may be given: no mask can follow a draft model, whose tokens are taken back."""
         return self._provider.draft is None
+
+    @property
+    def guesses(self) -> bool:
+        """Whether `skeletons` are of use."""
+        return self.limits.lookup
 
     @property
     def running(self) -> int:
@@ -414,11 +443,13 @@ class Engine:
         *,
         processor: Processor | None = None,
         top_logprobs: int = -1,
+        skeletons: Sequence[int] = (),
     ) -> Generation:
         """Queue a request and return at once. Raises `EngineBusyError`, or `ServerError` where the thread is dead.
 
-        `processor` changes the logits of each step; from `top_logprobs` 0 on, pieces have log-probabilities. What
-        would kill the thread is refused here, whoever calls: each is an error of the caller.
+        `processor` changes the logits of each step; from `top_logprobs` 0 on, pieces have log-probabilities;
+        `skeletons` (see `lookup.py`) help to guess. What would kill the thread is refused here, whoever calls: each is
+        an error of the caller.
         """
         vocabulary = self.loaded.vocabulary
         if not prompt or max_tokens < 1 or min(prompt) < 0 or max(prompt) >= vocabulary:
@@ -432,6 +463,7 @@ class Engine:
             raise EngineBusyError(f"{len(self._open)} requests are running or waiting: try again later")
         generation = Generation(len(prompt), self._waker(), self._open)
         job = _Job(generation, list(prompt), sampling, max_tokens, vocabulary, processor, top_logprobs, self._generator)
+        job.skeletons = skeletons
         self._open[generation] = job
         self._generator.put(job)
         if not self.alive:  # looked at last: a thread that dies after this fails all that is open

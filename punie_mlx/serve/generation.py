@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, MutableMapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from punie_mlx.errors import ServerError
 
@@ -38,7 +38,7 @@ class Limits:
 
     prompt_cache_bytes: KV caches of past and running requests together; None: a quarter of the memory that the model
     leaves. context: tokens of prompt and answer together, where less than the model's own. kv_bits: quantizes the KV
-    cache; requests are served one at a time then.
+    cache; lookup: guesses tokens from the prompt; with either, requests are served one at a time.
     """
 
     requests: int = 128  # running and waiting; one more is refused
@@ -49,6 +49,7 @@ class Limits:
     prompt_cache_bytes: int | None = None
     context: int | None = None
     kv_bits: int | None = None
+    lookup: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +108,13 @@ class Waker:
             self._ready.popleft()._wake()
 
 
+class Guesses(Protocol):
+    """How many tokens were guessed ahead, and how many of them the model took."""
+
+    guessed: int
+    accepted: int
+
+
 class Generation:
     """One request at the engine: iterate it for its pieces. Use it as a context manager, so that it always ends."""
 
@@ -114,10 +122,12 @@ class Generation:
         self.prompt_tokens = prompt_tokens
         self.completion_tokens = 0  # of the pieces that were taken
         self.cached_tokens = 0  # prompt tokens that the prompt cache spared
+        self.guesses: Guesses | None = None  # where tokens are guessed ahead
         self.progress: tuple[int, int] | None = None  # prefilled tokens, of how many
         self.created = time.monotonic()
         self.started: float | None = None  # when it left the queue
         self.first: float | None = None  # when its first token came
+        self.step_seconds = 0.0  # of the batch's steps since then
         self.cancelled = False
         self._waker = waker
         self._open = open_  # all that the engine has taken and that are not closed

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +29,7 @@ from mlx_lm.utils import load as load_with_mlx_lm
 from punie_mlx import hardware, identity, weights
 from punie_mlx.errors import ConfigError, ModelError, ServerError
 from punie_mlx.serve.generation import Limits
+from punie_mlx.serve.lookup import PromptLookup
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +50,7 @@ class Loaded:
     generation_config: dict[str, Any]
     control: dict[int, str]  # the vocabulary's added tokens: id → spelling
     eos: frozenset[int]
+    warm_up_seconds: float = 0.0  # of the first computation, before which Metal compiles its kernels
 
     @property
     def chat_template(self) -> str:
@@ -72,6 +75,9 @@ def load(
         except Exception as e:
             raise ModelError(f"the adapter {adapter} does not fit the model {model}: {e}") from e
     _prepare(network)
+    began = time.monotonic()
+    vocabulary = probe(network).shape[-1]
+    warm_up = time.monotonic() - began
     text_config = {**config, **config.get("text_config", {})}
     context = text_config.get("max_position_embeddings") or DEFAULT_CONTEXT
     loaded = Loaded(
@@ -79,10 +85,11 @@ def load(
         tokenizer=tokenizer,
         config=config,
         context=min(context, limits.context or context),
-        vocabulary=probe(network).shape[-1],
+        vocabulary=vocabulary,
         generation_config=_generation_config(model),
         control={index: token.content for index, token in tokenizer.added_tokens_decoder.items()},
         eos=frozenset(tokenizer.eos_token_ids),
+        warm_up_seconds=warm_up,
     )
     if limits.kv_bits is not None:
         _check_kv_bits(network, limits.kv_bits)
@@ -95,10 +102,17 @@ def load_draft(draft: Path, loaded: Loaded) -> Any:
     network, tokenizer, _ = _read(Path(draft), {})
     if tokenizer.get_vocab() != loaded.tokenizer.get_vocab():
         raise ModelError(f"the draft model {draft} has another vocabulary than the model: choose one of its family")
-    if not can_trim_prompt_cache(make_prompt_cache(loaded.network)):
-        raise ConfigError("the model's cache cannot be rewound, so it cannot use a draft model: leave it out")
+    _refuse_uneven(loaded)
     _prepare(network)
     return network
+
+
+def _refuse_uneven(loaded: Loaded) -> None:
+    if not can_trim_prompt_cache(make_prompt_cache(loaded.network)):
+        raise ConfigError(
+            "the model's cache cannot be rewound, so no tokens can be guessed ahead: leave out the draft model or "
+            "--prompt-lookup"
+        )
 
 
 def probe(network: Any) -> mx.array:
@@ -193,7 +207,11 @@ class Provider:
             self._load(replace(load(*self._source), tokenizer=self.tokenizer))
 
     def _load(self, loaded: Loaded) -> None:
-        self.draft_model = load_draft(self.draft, loaded) if self.draft is not None else None
+        if self.draft is not None:
+            self.draft_model = load_draft(self.draft, loaded)
+        elif self._source[2].lookup:
+            _refuse_uneven(loaded)
+            self.draft_model = PromptLookup()
         self.model, self.tokenizer = loaded.network, loaded.tokenizer
         cache = make_prompt_cache(self.model)
         self.is_batchable = self.draft_model is None and all(hasattr(c, "merge") for c in cache)

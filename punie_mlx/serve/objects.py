@@ -66,12 +66,19 @@ def usage(generations: Iterable[Generation]) -> Json:
     answers = list(generations)
     prompt = max((g.prompt_tokens for g in answers), default=0)
     generated = sum(g.completion_tokens for g in answers)
+    guesses = [g.guesses for g in answers if g.guesses is not None]
+    accepted = sum(g.accepted for g in guesses)
+    predicted = {
+        "accepted_prediction_tokens": accepted,
+        "rejected_prediction_tokens": sum(g.guessed for g in guesses) - accepted,
+    }
     return {
         "prompt_tokens": prompt,
         "completion_tokens": generated,
         "total_tokens": prompt + generated,
         # The first answer's, which the prompt is counted for: the others find it in the cache that this one filled.
         "prompt_tokens_details": {"cached_tokens": answers[0].cached_tokens if answers else 0},
+        **({"completion_tokens_details": predicted} if guesses else {}),
     }
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import ipaddress
 import json
 import logging
@@ -20,6 +19,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +39,8 @@ from punie_mlx.serve.engine import Engine
 from punie_mlx.serve.metrics import Metrics
 from punie_mlx.serve.protocol import bounded
 from punie_mlx.serve.settings import HttpSettings
+from punie_mlx.serve.telemetry import connect
+from punie_mlx.serve.trace import Recorded
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +58,7 @@ def serve(config: ServeConfig, **limits: Any) -> None:
     Raises `PortError`, `ConfigError`, `ModelError`.
     """
     start_logging(config.log_level)
+    start = Recorded(first="check")
     stdout = sys.stdout
     with contextlib.redirect_stdout(sys.stderr), stopping_on_signals(), claim(config.host, config.port) as listener:
         settings = replace(closed(config, listener), **limits)
@@ -63,21 +66,35 @@ def serve(config: ServeConfig, **limits: Any) -> None:
         if config.adapter is not None:
             identity.check_adapter(config.model, config.adapter)
         template = read_template(config.chat_template)
+        start.enter("fingerprint")
         fingerprint = fingerprint_of(config, template)
+        start.enter("telemetry")
+        telemetry = connect(
+            config.otel_endpoint, model=config.served_name, fingerprint=fingerprint, content=config.log_content
+        )
+        start.enter("load")
         engine = Engine.start(
             config.model, config.adapter, config.limits(), draft=config.draft_model, chat_template=template
         )
+        start.enter("warm_up", time.monotonic() - engine.loaded.warm_up_seconds)
+        start.enter("prepare")
         try:
             metrics = Metrics(engine)
             chat = make_chat(engine, config, fingerprint, metrics)
             url = f"http://{address(listener)}/v1"
             log.info("serving %s (%s calls) at %s", chat.name, chat.wire.name, url)
             ready = {"event": "ready", "url": url, "model": chat.name, "fingerprint": fingerprint, "pid": os.getpid()}
-            application = app.build(chat, metrics, settings)
-            say = functools.partial(print, json.dumps(ready), file=stdout, flush=True)
+            application = app.build(chat, metrics, settings, telemetry)
+
+            def say() -> None:
+                start.end()
+                print(json.dumps(ready | {"start": start.timeline()}), file=stdout, flush=True)
+
             run(application, listener, settings, started=say, cut_off=engine.cut_off)
         finally:
             engine.stop()
+            if telemetry is not None:
+                telemetry.close()
 
 
 def start_logging(level: str) -> None:

@@ -1,12 +1,13 @@
 """uvicorn's HTTP/1.1 with limits on what a connection may hold: headers, idleness, a reader that does not read.
 
-What we hold of uvicorn that is private (each is pinned by `tests/e2e/test_robust.py`, which uses them):
+What we hold of uvicorn that is private (`tests/e2e/test_robust.py` and `tests/serve/test_trace.py` pin it by using it):
 
 | touch point                                       | why                                                          |
 |---------------------------------------------------|--------------------------------------------------------------|
 | `H11Protocol.connection_made`, `.connection_lost` | bounds their number; ends all timers                         |
 | `.data_received`, `.cycle`, `.cycle.response_complete` | a header that began must end                            |
 | `.send_400_response`, called inside an `except`   | answers in OpenAI's shape, with 431 for headers too large    |
+| `.app_state`, which each `scope["state"]` copies  | when the request's first byte came                            |
 | `.pause_writing`, `.resume_writing`, `.transport` | the client takes nothing of what it is sent                  |
 """
 
@@ -16,6 +17,7 @@ import asyncio
 import json
 import logging
 import sys
+import time
 from typing import Any, cast
 
 import h11
@@ -23,6 +25,7 @@ from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
 from punie_mlx.serve import errors
 from punie_mlx.serve.settings import HttpSettings
+from punie_mlx.serve.trace import ARRIVED
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +44,7 @@ class BoundedProtocol(H11Protocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        self.app_state = dict(self.app_state)  # of this connection alone
         if len(self.connections) > self.settings.connections:
             self._refuse(503, f"{self.settings.connections} connections are open: try again later")
             return
@@ -57,6 +61,7 @@ class BoundedProtocol(H11Protocol):
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
             return
+        self.app_state.setdefault(ARRIVED, time.monotonic())
         super().data_received(data)
         if self._answering():
             self._stop_header_timer()
@@ -64,6 +69,7 @@ class BoundedProtocol(H11Protocol):
             self._header_timer = self.loop.call_later(self.settings.header_seconds, self._header_late)
 
     def on_response_complete(self) -> None:
+        self.app_state.pop(ARRIVED, None)
         super().on_response_complete()
         if self._answering():  # a pipelined request
             self._stop_header_timer()

@@ -22,13 +22,16 @@ if TYPE_CHECKING:
 
 async def complete(chat: Chat, http: Request, body: bytes) -> Response:
     """The response to `body`. Raises `ApiError`."""
+    trace = http.state.trace
     request = parse(CompletionRequest, body)
     chat.check(request)
+    trace.enter("render")
     given = request.prompts(chat.engine.loaded)
     if len(given) * request.n > chat.engine.limits.requests:
         most = chat.engine.limits.requests
         raise BadRequest(f"prompt: {len(given)} prompts of {request.n} answers are more than {most} at once", "prompt")
     prompts = await chat.aside(http, body, encoded, given)
+    trace.about("text_completion", chat.name, request, prompts[0] if prompts else [], chat.engine.loaded)
     top = -1 if request.logprobs is None else request.logprobs
     with ExitStack() as begun:
         choices = []
@@ -36,9 +39,9 @@ async def complete(chat: Chat, http: Request, body: bytes) -> Response:
             limit = chat.room(len(prompt), request, "prompt")
             sampling = request.sampling(chat.engine.loaded, chat.settings.defaults, index=i % request.n)
             generation = begun.enter_context(chat.generate(prompt, sampling, limit, top=top))
-            choices.append(Choice(i, generation, PlainText(), request.stop))
+            choices.append(trace.choice(i, generation, PlainText(), request.stop))
         begun.pop_all()  # from here on the delivery has them
-    delivery = Delivery(choices, _TextShape(chat, request), chat.settings, chat.metrics)
+    delivery = Delivery(choices, _TextShape(chat, request), chat.settings, chat.metrics, trace)
     return await deliver(http, delivery, stream=request.stream, with_usage=request.stream_options.include_usage)
 
 

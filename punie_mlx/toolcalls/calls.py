@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from json.encoder import encode_basestring
 from typing import Any
@@ -150,6 +150,25 @@ class Malformed:
 
 
 Event = Text | Reasoning | Marker | CallStarted | ArgumentsDelta | CallFinished | Malformed
+KINDS: dict[type, str] = {
+    Text: "text", Reasoning: "reasoning", Marker: "marker", CallStarted: "call_started", ArgumentsDelta: "arguments",
+    CallFinished: "call", Malformed: "malformed",
+}  # fmt: skip
+
+
+def told(events: Iterable[Event]) -> list[dict[str, Any]]:
+    """`events` as JSON values, each with its `kind`; neighbours that continue the same text or arguments are one."""
+    out: list[dict[str, Any]] = []
+    for event in events:
+        fields: dict[str, Any] = asdict(event)
+        call = fields.pop("call", {})
+        new = {"kind": KINDS[type(event)], **fields, **call}
+        (grows,) = {"text", "json"} & new.keys() or {""}
+        if grows and out and all(out[-1].get(key) == value for key, value in new.items() if key != grows):
+            out[-1][grows] += new[grows]
+        else:
+            out.append(new)
+    return out
 
 
 def dumps(value: Any) -> str:

@@ -1,7 +1,7 @@
 """Values under a JSON schema, as the scorer sees them: do they conform, are two of them the same argument?
 
 JSON types are kept apart: `1` is not `true`, `"1"` is not `1`. `1` and `1.0` are the same only where the schema says
-`number`. A property that is left out equals its `default`, where the schema names one.
+`number`. A property that may be left out equals its `default`, where the schema names one.
 """
 
 from __future__ import annotations
@@ -78,9 +78,17 @@ def equal(expected: Any, actual: Any, schema: Schema) -> bool:
     return _same(expected, actual)
 
 
+def defaults_of(schema: Schema) -> dict[str, Any]:
+    """What the properties are that an object leaves out: their `default`, where the schema names one for one that may
+    be left out."""
+    properties, required = schema.get("properties", {}), schema.get("required", ())
+    named = {k: s["default"] for k, s in properties.items() if isinstance(s, Mapping) and "default" in s}
+    return {k: v for k, v in named.items() if k not in required}
+
+
 def _equal_objects(expected: Mapping[str, Any], actual: Mapping[str, Any], schema: Schema) -> bool:
     properties = schema.get("properties", {})
-    defaults = {k: s["default"] for k, s in properties.items() if isinstance(s, Mapping) and "default" in s}
+    defaults = defaults_of(schema)
     expected, actual = {**defaults, **expected}, {**defaults, **actual}
     if expected.keys() != actual.keys():
         return False

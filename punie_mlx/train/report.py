@@ -2,25 +2,26 @@
 
     write_report(OUT/report.html, OUT/metrics.jsonl, manifest)
 
-Nothing is fetched, and its own policy forbids it: style and script stand in the file. Colours follow the reader's light
-or dark setting; without scripts only the readout under the pointer is missing. All text of the run is escaped.
+Nothing is fetched, and its own policy forbids it: style and script stand in the file (`punie_mlx.pages` makes it so).
+Colours follow the reader's light or dark setting; without scripts only the readout under the pointer is missing. All
+text of the run is escaped.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from punie_mlx.files import atomic_file
-from punie_mlx.train.curves import MOST, Chart, Line, Point, colours, plainly, smoothed, svg, thinned
+from punie_mlx.pages.curves import MOST, Chart, Line, Point, colours, plainly, smoothed, svg, thinned
+from punie_mlx.pages.frame import asset, document
+from punie_mlx.pages.text import html as escape
 from punie_mlx.train.metrics import read_metrics
 
 ASSETS = Path(__file__).parent / "assets"
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 RECIPE = "recipe.yaml"  # beside metrics.jsonl; it names model and data
 MEASURED = ("train", "valid", "select")
 ENOUGH = 8  # measurements from which an average says more than they do
@@ -73,25 +74,8 @@ def _page(lines: Lines, manifest: Mapping[str, Any], recipe: Mapping[str, Any]) 
         _section("Settings", table(("setting", "value"), [(k, _text(v)) for k, v in settings.items()])),
         _section("Measurements", _measurements(lines)),
     ]
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<title>{escape(title)}</title>
-<style>
-{(ASSETS / "report.css").read_text(encoding="utf-8")}</style>
-</head>
-<body>
-<main>
-{chr(10).join(filter(None, parts))}
-</main>
-<script>
-{(ASSETS / "report.js").read_text(encoding="utf-8")}</script>
-</body>
-</html>
-"""
+    body = f"<main>\n{chr(10).join(filter(None, parts))}\n</main>"
+    return document(title, body, style=asset("report.css", ASSETS), script=asset("curves.js"))
 
 
 def _section(title: str, content: str) -> str:

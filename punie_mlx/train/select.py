@@ -8,10 +8,11 @@ prompt that the server would send, and its first turn is read as the server woul
 without the rescue of calls in another format: what counts is what the model does by itself.
 
 - A case that expects calls is right where the turn holds at least one, each is another one of the expected calls (any
-  of its names, its arguments under the tool's schema, in any order), and nothing began like a call and is none. Calls
-  of the case that are missing may belong to a later turn, which one turn cannot tell; only where the case says
-  `turns: first` must all be there.
+  of its names, its arguments under the tool's schema), and nothing began like a call and is none. The order counts
+  where the case says so. Calls of the case that are missing may belong to a later turn, which one turn cannot tell;
+  only where the case says `turns: first`, or `parallel: true`, must all be there. With `parallel: false` one may.
 - A case that expects none is right where the turn holds no call, but text, and none that looks like a call.
+- Of several lists of calls (`any_of`) one must be right. Of a case with follow-ups the first question is asked.
 
 Nothing of this is felt by the training: no random number is drawn, dropout is off only here, and what was allocated is
 given back. Compiling is left as the caller has set it.
@@ -35,6 +36,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -42,13 +44,13 @@ import mlx.nn as nn
 
 from punie_mlx.chat.messages import for_template, tools_for_template
 from punie_mlx.chat.render import Prompt, safe_prompt
-from punie_mlx.corpus.suite import Case, ExpectedCall, Suite
+from punie_mlx.corpus.matchers import ExpectedCall, assign, fits
+from punie_mlx.corpus.suite import Case, Suite
 from punie_mlx.errors import ConfigError, DataError
 from punie_mlx.toolcalls import detect, formats
 from punie_mlx.toolcalls.calls import Tool, ToolCall
 from punie_mlx.toolcalls.looks import call_text
 from punie_mlx.toolcalls.stream import Reading, StreamParser, gather
-from punie_mlx.toolcalls.values import equal
 from punie_mlx.toolcalls.wire import Format
 
 BATCH = 16  # answers that are written at once: their caches stand beside those of the training
@@ -130,10 +132,9 @@ def _wire_of(tokenizer: Any) -> Format:
 
 
 def _prompt(tokenizer: Any, case: Case, suite: Suite, template_kwargs: Mapping[str, Any]) -> Prompt:
-    system = [{"role": "system", "content": case.system}] if case.system else []
-    messages = [*system, {"role": "user", "content": case.query}]
+    shown = for_template(case.conversation)
     try:
-        return safe_prompt(tokenizer, for_template(messages), tools_for_template(case.tools), **template_kwargs)
+        return safe_prompt(tokenizer, shown, tools_for_template(case.tools), **template_kwargs)
     except DataError as e:
         raise DataError(f"{suite.path}: case {case.id}: {e}") from e
 
@@ -152,8 +153,8 @@ class Probe:
         """Ask `model`, and count."""
         began = time.perf_counter()
         turns = self.turns(model)
-        calls = [t.right for t in turns if t.case.expect.calls]
-        direct = [t.right for t in turns if not t.case.expect.calls]
+        calls = [t.right for t in turns if t.case.expects_call]
+        direct = [t.right for t in turns if not t.case.expects_call]
         return Behaviour(sum(calls), len(calls), sum(direct), len(direct), round(time.perf_counter() - began, 2))
 
     def turns(self, model: nn.Module) -> list[Turn]:
@@ -196,28 +197,27 @@ def is_right(case: Case, first: Reading) -> bool:
     """Whether `first`, the first turn of an answer, is what `case` expects of it (see the module's docstring)."""
     if first.malformed:
         return False
-    expected = case.expect.calls
-    if not expected:
-        return not first.calls and bool(first.content.strip()) and call_text(first.content, case.schemas) is None
-    if case.expect.turns == "first" and len(first.calls) != len(expected):
+    if not first.calls:
+        said = bool(first.content.strip()) and call_text(first.content, case.schemas) is None
+        return said and not case.expects_call
+    return any(_are(first.calls, expected, case) for expected in case.alternatives)
+
+
+def _are(calls: Sequence[ToolCall], expected: Sequence[ExpectedCall], case: Case) -> bool:
+    """Whether `calls` are those that are expected of a first turn."""
+    expect = case.expect
+    if (expect.turns == "first" or expect.parallel) and len(calls) != len(expected):
         return False
-    return bool(first.calls) and _paired(first.calls, expected, case)
-
-
-def _paired(calls: Sequence[ToolCall], expected: Sequence[ExpectedCall], case: Case) -> bool:
-    """Whether each of `calls` can be given an expected call of its own."""
-    if not calls:
-        return True
-    return any(
-        _fits(calls[0], one, case) and _paired(calls[1:], [*expected[:i], *expected[i + 1 :]], case)
-        for i, one in enumerate(expected)
-    )
-
-
-def _fits(call: ToolCall, expected: ExpectedCall, case: Case) -> bool:
-    if call.name not in expected.names:
+    if expect.parallel is False and len(calls) > 1:
         return False
-    return expected.arguments is None or equal(expected.arguments, call.arguments, case.schemas[call.name])
+    if expect.order == "given":
+        expected = expected[: len(calls)]
+        return len(calls) == len(expected) and all(map(partial(_fits, case), calls, expected))
+    return None not in assign(calls, expected, partial(_fits, case))
+
+
+def _fits(case: Case, call: ToolCall, expected: ExpectedCall) -> bool:
+    return fits(expected, call, case.schemas, "arguments")
 
 
 def _generate(

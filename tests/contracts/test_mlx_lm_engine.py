@@ -7,6 +7,7 @@ where.
 import dataclasses
 import inspect
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from mlx_lm.tokenizer_utils import load as load_tokenizer
 from mlx_lm.tuner.utils import load_adapters
 from mlx_lm.utils import load as load_model
 
-from punie_mlx.serve import engine
+from punie_mlx.serve import engine, lookup
 from punie_mlx.serve.generation import Limits
 from punie_mlx.serve.loading import Provider
 from punie_mlx.serve.prompt_cache import PromptCache
@@ -171,6 +172,21 @@ def test_nothing_is_read_of_the_provider_that_ours_has_not(tmp_path: Path) -> No
 )  # fmt: skip
 def test_fields_of_a_request(kind: str, names: list[str]) -> None:
     assert [f.name for f in dataclasses.fields(getattr(server, kind))] == names
+
+
+def test_stream_generate_finds_the_speculative_steps_by_name() -> None:
+    module = sys.modules["mlx_lm.generate"]
+    stock = engine._stock_steps
+    assert vars(module)["speculative_generate_step"] is engine._speculative_steps
+    assert parameters(stock)[:4] == ["prompt", "model", "draft_model", "stream"]
+    called = inspect.getsource(module.stream_generate)
+    assert (
+        "token_generator = speculative_generate_step(\n            prompt, model, draft_model, stream, **kwargs"
+        in called
+    )
+    used = {"max_tokens", "prompt_cache", "sampler", "logits_processors", "prefill_step_size"}
+    assert used <= set(parameters(stock)) and used <= set(parameters(lookup.steps))
+    assert "if self.model_provider.draft_model is not None:\n                    cache += make_prompt_cache" in SOURCE
 
 
 def test_an_exact_hit_of_stocks_cache_leaves_no_token() -> None:

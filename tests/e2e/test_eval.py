@@ -19,7 +19,8 @@ from pydantic_ai.providers.openai import OpenAIProvider
 
 from punie_mlx import identity
 from punie_mlx.errors import ServerError
-from punie_mlx.evals.agent import PROFILE, connect
+from punie_mlx.evals.drive_pydantic_ai import PROFILE
+from punie_mlx.evals.recorded import connect
 from punie_mlx.evals.runner import EvalConfig, evaluate
 from punie_mlx.evals.server_process import serving
 
@@ -191,8 +192,10 @@ def test_a_stopped_evaluation_leaves_no_server_and_no_result(tmp_path, tmp_path_
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == (-sign if sign == signal.SIGKILL else 130), stderr
     assert gone(pids[0])
-    assert [p.name for p in tmp_path.iterdir()] == ["long.jsonl"]
+    # No result, but what was finished, from which the same command goes on.
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["long.jsonl", "out.json.partial.jsonl"]
     if sign == signal.SIGINT:
+        assert b"the same command goes on from there" in stderr
         assert list(scratch.glob("punie-mlx-*")) == []
 
 

@@ -18,17 +18,8 @@ import pytest
 from punie_mlx import identity
 from punie_mlx.errors import ConfigError, ModelError, OutputError
 from punie_mlx.files import locked
-from punie_mlx.pipeline import (
-    LOCK,
-    TRAINING,
-    PipelineConfig,
-    Stage,
-    _Runner,
-    finished,
-    hash_tree,
-    run_pipeline,
-    table,
-)
+from punie_mlx.pipeline import LOCK, TRAINING, PipelineConfig, run_pipeline, table
+from punie_mlx.stages import Runner, Stage, finished, hash_tree
 from punie_mlx.train import checkpoint
 from punie_mlx.train.config import TrainConfig
 from punie_mlx.train.run import train
@@ -168,14 +159,14 @@ def stage(path: Path, text: str = "a", **inputs: str) -> Stage:
 
 def test_a_stage_is_done_once(tmp_path):
     said: list[str] = []
-    runner = _Runner(False, said.append)
+    runner = Runner(False, said.append)
     first = runner.run(stage(tmp_path / "s", data="1"))
     assert runner.run(stage(tmp_path / "s", "never written", data="1")) == first
     assert runner.skipped == ["write"] and said[-1].startswith("write: done already")
 
 
 def test_a_stage_is_done_again_when_its_inputs_change(tmp_path):
-    runner = _Runner(False, lambda line: None)
+    runner = Runner(False, lambda line: None)
     runner.run(stage(tmp_path / "s", data="1"))
     runner.run(stage(tmp_path / "s", "b", data="2"))
     assert (tmp_path / "s" / "file").read_text() == "b" and runner.skipped == []
@@ -184,7 +175,7 @@ def test_a_stage_is_done_again_when_its_inputs_change(tmp_path):
 @pytest.mark.parametrize("damage", ["changed", "missing", "more", "manifest", "no manifest"])
 def test_a_damaged_result_is_not_taken_for_good(damage, tmp_path):
     wanted = stage(tmp_path / "s", data="1")
-    _Runner(False, lambda line: None).run(wanted)
+    Runner(False, lambda line: None).run(wanted)
     assert finished(wanted)
     match damage:
         case "changed":
@@ -201,8 +192,8 @@ def test_a_damaged_result_is_not_taken_for_good(damage, tmp_path):
 
 
 def test_restart_does_all_again(tmp_path):
-    _Runner(False, lambda line: None).run(stage(tmp_path / "s"))
-    runner = _Runner(True, lambda line: None)
+    Runner(False, lambda line: None).run(stage(tmp_path / "s"))
+    runner = Runner(True, lambda line: None)
     runner.run(stage(tmp_path / "s", "b"))
     assert runner.skipped == [] and (tmp_path / "s" / "file").read_text() == "b"
 
@@ -213,7 +204,7 @@ def test_a_failing_stage_leaves_nothing(tmp_path):
         raise ConfigError("no")
 
     with pytest.raises(ConfigError):
-        _Runner(False, lambda line: None).run(Stage("fail", tmp_path / "s", {}, {}, fail, hash_tree))
+        Runner(False, lambda line: None).run(Stage("fail", tmp_path / "s", {}, {}, fail, hash_tree))
     assert list(tmp_path.iterdir()) == []
 
 

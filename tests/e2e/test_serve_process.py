@@ -16,6 +16,7 @@ import httpx2 as httpx
 import pytest
 
 from punie_mlx import identity
+from punie_mlx.corpus.world import TOOLS
 
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 WEATHER = {"type": "function", "function": {"name": "get_weather", "parameters": CITY}}
@@ -46,6 +47,30 @@ def test_a_hermes_model_is_served_too(serving: Callable[..., Any], hermes_model:
             "message"
         ]
     assert json.loads(message["tool_calls"][0]["function"]["arguments"]) == {"city": "Rome"}
+
+
+def test_guessing_ahead_changes_no_answer_and_is_counted(serving: Callable[..., Any], tiny_base: Path) -> None:
+    def ask(url: str, **more: Any) -> dict[str, Any]:
+        question = "Count the lines of api/jasper/willow.py"
+        body = {"messages": [{"role": "user", "content": question}], "tools": [TOOLS["count_lines"]], "max_tokens": 90}
+        return httpx.post(url + "/chat/completions", json={**body, **more}, trust_env=False, timeout=60).json()
+
+    def said(answer: dict[str, Any]) -> tuple[str | None, list[Any]]:
+        message = answer["choices"][0]["message"]
+        return message["content"], [call["function"] for call in message.get("tool_calls") or []]
+
+    demands: list[dict[str, Any]] = [{}, {"tool_choice": "required"}, {"presence_penalty": 0.5}]
+    with serving(tiny_base) as plain, serving(tiny_base, "--prompt-lookup") as guessing:
+        for demand in demands:
+            wanted, got = ask(plain.url, **demand), ask(guessing.url, **demand)
+            assert said(wanted) == said(got)
+            assert "completion_tokens_details" not in wanted["usage"]
+            assert got["usage"]["completion_tokens_details"].keys() == {
+                "accepted_prediction_tokens", "rejected_prediction_tokens"
+            }  # fmt: skip
+        held = ask(guessing.url, tool_choice="required")
+        assert said(held)[1]
+        assert held["usage"]["completion_tokens_details"]["accepted_prediction_tokens"] > 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -27,15 +27,19 @@ def says(content: str | None = None, *calls: dict[str, Any], finish: str | None 
 
 
 class Scripted(ThreadingHTTPServer):
-    """`reply(request body)` gives a choice, a status code, or None for a dropped connection."""
+    """`reply(request body)` gives a choice, a status code, or None for a dropped connection; `models` None drops it,
+    too."""
 
     daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.reply: Callable[[dict[str, Any]], Reply] = lambda body: says("An answer.")
-        self.models: list[dict[str, Any]] = [{"id": "m", "object": "model", "fingerprint": FINGERPRINT}]
+        self.models: list[dict[str, Any]] | None = [{"id": "m", "object": "model", "fingerprint": FINGERPRINT}]
         self.requests: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        self.traces = True  # tells its prompts, as our own server does
+        self.beside: dict[str, Any] = {}  # what its responses hold beside the choice
         self.in_flight = self.most_in_flight = 0
         self.lock = threading.Lock()
 
@@ -63,6 +67,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def do_GET(self) -> None:
+        if self.server.models is None:
+            self.close_connection = True
+            return
         self._send(200, {"object": "list", "data": self.server.models})
 
     def do_POST(self) -> None:
@@ -70,6 +77,7 @@ class _Handler(BaseHTTPRequestHandler):
         server = self.server
         with server.lock:
             server.requests.append(body)
+            server.headers.append(dict(self.headers))
             server.in_flight += 1
             server.most_in_flight = max(server.most_in_flight, server.in_flight)
         try:
@@ -82,9 +90,12 @@ class _Handler(BaseHTTPRequestHandler):
         elif isinstance(reply, int):
             self._send(reply, {"error": {"message": "told to fail", "type": "t", "code": None, "param": None}})
         else:
-            usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+            tokens = len(json.dumps(body)) // 4
+            usage = {"prompt_tokens": tokens, "completion_tokens": 1, "total_tokens": tokens + 1}
             full = {"id": "x", "object": "chat.completion", "created": int(time.time()), "model": "m"}
-            self._send(200, {**full, "choices": [reply], "usage": usage})
+            if server.traces and self.headers.get("X-Punie-Trace"):
+                full["punie_trace"] = {"prompt": [[0, json.dumps(body)]], "output": [], "events": [], "spans": []}
+            self._send(200, {**full, "choices": [reply], "usage": usage, **server.beside})
 
 
 @pytest.fixture

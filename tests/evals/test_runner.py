@@ -9,8 +9,9 @@ import time
 
 import pytest
 
+from punie_mlx import identity
 from punie_mlx.corpus.world import TOOLS
-from punie_mlx.errors import ConfigError, FingerprintError, OutputError, ServerError
+from punie_mlx.errors import ConfigError, FingerprintError, ModelError, OutputError, ServerError
 from punie_mlx.evals.agent import AgentSettings
 from punie_mlx.evals.runner import EvalConfig, base_url, evaluate
 from punie_mlx.evals.stats import wilson
@@ -56,7 +57,8 @@ def test_a_call_its_execution_and_the_answer(tmp_path, scripted):
     assert json.loads(out.read_text()) == result
     [record] = result["cases"]
     assert record["passed"] and record["reasons"] == []
-    assert record["checks"] == dict.fromkeys(("names", "arguments", "execution", "answer"), True)
+    assert {k for k, v in record["checks"].items() if v} == {"names", "arguments", "execution", "answer"}
+    assert False not in record["checks"].values()
     assert record["answer"] == "It says amber." and record["raw_text"] == ["", "It says amber."]
     [made] = record["calls"]
     assert (made["name"], made["arguments"], made["result"], made["ok"]) == (
@@ -70,7 +72,9 @@ def test_a_call_its_execution_and_the_answer(tmp_path, scripted):
     assert record["seconds"]["wall"] >= record["seconds"]["model"] > 0
     summary = result["summary"]
     assert (summary["n"], summary["accuracy"], summary["interval"]) == (1, 1.0, list(wilson(1, 1)))
-    assert result["model"] == {"name": "m", "path": None, "adapter": None, "fingerprint": FINGERPRINT}
+    assert result["model"] == {
+        "name": "m", "label": "m", "path": None, "adapter": None, "fingerprint": FINGERPRINT, "trained_on": None,
+    }  # fmt: skip
     assert len(result["suite"]["hash"]) == 64 and "pydantic-ai-slim" in result["versions"]
 
 
@@ -186,6 +190,7 @@ def test_a_rejected_response_is_on_record(tmp_path, scripted):
     [record] = run(tmp_path, scripted, case(READ))["cases"]
     assert record["calls"][0] | {"seconds": 0} == {
         "turn": 1, "id": "c1", "name": "fly", "arguments": '{"to": ', "result": None, "ok": None, "seconds": 0,
+        "at": None, "refused": False,
     }  # fmt: skip
     assert record["messages"][-1]["tool_calls"][0]["function"]["name"] == "fly"
 
@@ -194,10 +199,10 @@ def test_no_retries(tmp_path, scripted):
     """A first try that fails is a failure: neither the agent nor the HTTP client asks again."""
     scripted.reply = lambda body: 500
     run(tmp_path, scripted, case(READ))
-    assert len(scripted.requests) == 1
+    assert sum("tools" in r for r in scripted.requests) == 1
     scripted.reply = lambda body: says(None, call("fly", {}))
     run(tmp_path, scripted, case(READ))
-    assert len(scripted.requests) == 2
+    assert sum("tools" in r for r in scripted.requests) == 2
 
 
 def test_figures(tmp_path, scripted):
@@ -319,11 +324,77 @@ def test_paired_results(tmp_path, scripted):
         ({"url": "u", "fingerprint": "f", "adapter": "a"}, "--adapter needs --model"),
         ({"model": "m", "limit": 0}, "--limit 0"),
         ({"model": "m", "concurrency": 0}, "--concurrency 0"),
+        ({"model": "m", "repeats": 0}, "--repeats 0"),
+        ({"model": "m", "through": "smoke"}, "choose one of pydantic-ai, openai, model"),
+        ({"url": "u", "fingerprint": "f", "through": "model"}, "--through model runs without a server"),
+        ({"url": "u", "fingerprint": "f", "serve_options": ("--constrain", "off")}, "no server to start"),
     ],
 )
 def test_settings_that_do_not_fit(tmp_path, settings, message):
     with pytest.raises(ConfigError, match=message):
         EvalConfig(suites=(tmp_path / "s",), **settings)
+
+
+@pytest.mark.parametrize("settings", [{"max_tokens": 0}, {"request_limit": 0}, {"temperature": -1}, {"retries": -1}])
+def test_agents_that_cannot_be_told_so(settings):
+    with pytest.raises(ConfigError):
+        AgentSettings(**settings)
+
+
+def test_a_model_that_is_not_shown_its_tools_is_not_scored(tmp_path, scripted):
+    """Said after the first case, before the rest is run; who allows it finds it in the result."""
+    scripted.beside = {"punie_trace": {"prompt": [[0, "user: Read a.txt"]], "output": [], "events": [], "spans": []}}
+    cases = [case({"calls": []}, id=str(i)) for i in range(3)]
+    with pytest.raises(ModelError, match="offered tools"):
+        run(tmp_path, scripted, *cases, out=tmp_path / "out.json")
+    assert len(scripted.requests) == 1 and not (tmp_path / "out.json").exists()
+    result = run(tmp_path, scripted, *cases, allow_missing_tools=True)
+    assert len(result["warnings"]) == 1 and "offered tools" in result["warnings"][0]
+
+
+@pytest.mark.parametrize("traces", [True, False])
+def test_prompts_that_are_in_order_bring_no_warning(tmp_path, scripted, traces):
+    scripted.traces = traces
+    assert run(tmp_path, scripted, *(case({"calls": []}, id=str(i)) for i in range(2)))["warnings"] == []
+    assert sum("tools" not in r for r in scripted.requests) == (0 if traces else 1)
+
+
+def test_an_answer_of_another_model_ends_the_evaluation_at_once(tmp_path, scripted):
+    def reply(body):
+        if len(scripted.requests) == 2:
+            scripted.beside = {"system_fingerprint": "0" * 64}
+        return says("x")
+
+    scripted.reply = reply
+    with pytest.raises(FingerprintError, match="case 1 was answered by another model"):
+        run(tmp_path, scripted, *(case({"calls": []}, id=str(i)) for i in range(4)), out=tmp_path / "out.json")
+    assert len(scripted.requests) == 2 and not (tmp_path / "out.json").exists()
+
+
+def test_the_model_has_a_label_and_says_what_it_was_trained_on(tmp_path, scripted, tiny_base):
+    adapter = tmp_path / "my-adapter"
+    adapter.mkdir()
+    (adapter / "manifest.json").write_text(json.dumps({"kind": "adapter", "inputs": {"data": "d" * 64}}))
+    (adapter / "adapter_config.json").write_text("{}")
+    (adapter / "adapters.safetensors").write_bytes(b"")
+    scripted.models = [{"id": "m", "object": "model", "fingerprint": identity.fingerprint(tiny_base, adapter)}]
+    told = {"model": tiny_base, "adapter": adapter, "fingerprint": None}
+    model = run(tmp_path, scripted, case({"calls": []}), **told)["model"]
+    assert (model["name"], model["label"], model["trained_on"]) == ("m", "my-adapter", "d" * 64)
+    assert run(tmp_path, scripted, case({"calls": []}), label="ours", **told)["model"]["label"] == "ours"
+
+
+def test_each_case_is_a_line_of_the_file(tmp_path, scripted):
+    out = tmp_path / "out.json"
+    scripted.reply = lambda body: says("lone \udcff surrogate")
+    result = run(tmp_path, scripted, *(case({"calls": []}, id=str(i)) for i in range(3)), out=out)
+    lines = out.read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line.removesuffix(","))["id"] for line in lines if line.startswith('{"suite"')] == [
+        "0",
+        "1",
+        "2",
+    ]
+    assert json.loads(out.read_text(encoding="utf-8")) == result and result["format"] == 2
 
 
 def test_an_output_that_cannot_be_written_is_found_first(tmp_path, scripted):

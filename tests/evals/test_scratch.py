@@ -7,7 +7,7 @@ import pytest
 
 from punie_mlx.corpus.skills import SKILLS
 from punie_mlx.corpus.world import TOOLS
-from punie_mlx.evals.scratch import Scratch
+from punie_mlx.evals.scratch import MAX_FILE, Scratch
 
 FILES = {
     "src/a.py": "class Foo:\n    pass  \n",
@@ -153,3 +153,12 @@ def test_long_results_are_cut(scratch):
     scratch.call("write_file", {"path": "long", "content": "x" * 30_000})
     text = scratch.call("read_file", {"path": "long"}).text
     assert len(text) < 21_000 and text.endswith("10000 characters more")
+
+
+def test_a_snapshot_holds_every_file_and_its_text(tmp_path):
+    scratch = Scratch(tmp_path, {"a.txt": "amber\r\n", "b/c.txt": "ä", "big": "x" * (MAX_FILE + 5)})
+    (tmp_path / "bytes").write_bytes(b"\xff")
+    scratch.call("delete_file", {"path": "a.txt"})
+    found = scratch.snapshot()
+    assert set(found) == {"b/c.txt", "big", "bytes"} and found["b/c.txt"] == "ä" and found["bytes"] == "\ufffd"
+    assert found["big"].endswith("… cut, 5 characters more")

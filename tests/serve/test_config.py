@@ -181,3 +181,10 @@ def test_tags_of_thinking() -> None:
     assert own.think == ("[R]", "[/R]") and "[" in own.hints
     with pytest.raises(ConfigError, match="channels"):
         wire.choose("", (), "harmony", "none")
+
+
+@pytest.mark.parametrize("other", ["draft_model", "kv_bits"])
+def test_guessing_goes_together_with_one_cache_only(other: str) -> None:
+    settings: dict[str, Any] = {"draft_model": Path("d")} if other == "draft_model" else {"kv_bits": 8}
+    with pytest.raises(ConfigError, match=f"--prompt-lookup and --{other.replace('_', '-')}"):
+        make_config(None, {"model": Path("m"), "prompt_lookup": True, **settings})

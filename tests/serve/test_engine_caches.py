@@ -145,6 +145,31 @@ def test_a_draft_model_changes_no_answer(engine: Engine, tiny_base: Path, tmp_pa
         drafting.stop()
 
 
+def test_prompt_lookup_changes_no_answer(engine: Engine, tiny_base: Path) -> None:
+    expected = asyncio.run(agent(engine, "Looked up. " + TASK, 4))[0]
+    guessing = start(tiny_base, Limits(lookup=True))
+    try:
+        answers, work = asyncio.run(agent(guessing, "Looked up. " + TASK, 4))
+        assert answers == expected
+        assert all(prefilled <= new + 2 for prefilled, new in work[1:])
+        assert guessing.constrainable and guessing.guesses and not engine.guesses
+
+        async def held(engine: Engine) -> tuple[list[int], Generation]:
+            def mask(tokens: mx.array, logits: mx.array) -> mx.array:
+                tried = mx.arange(logits.shape[-1])
+                return mx.where((tried >= 5) & (tried < 25), logits, -mx.inf)
+
+            with engine.generate(encode(engine, TASK), GREEDY, 30, processor=mask) as generation:
+                return [p.token async for pieces in generation for p in pieces if p.token is not None], generation
+
+        (plain, alone), (masked, generation) = asyncio.run(held(engine)), asyncio.run(held(guessing))
+        assert masked == plain and set(masked) <= set(range(5, 25))
+        assert alone.guesses is None
+        assert generation.guesses is not None and generation.guesses.guessed >= generation.guesses.accepted > 0
+    finally:
+        guessing.stop()
+
+
 async def _masked(engine: Engine) -> None:
     engine.generate([1], GREEDY, 5, processor=lambda tokens, logits: logits)
 

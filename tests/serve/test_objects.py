@@ -24,7 +24,7 @@ TEXTS = ["Hello", f"First.\n\n{CALL}\n{CALL}", "<think>\nhm\n</think>\n\nSo.", "
 
 
 def generation(prompt: int, completion: int, cached: int) -> Any:
-    return SimpleNamespace(prompt_tokens=prompt, completion_tokens=completion, cached_tokens=cached)
+    return SimpleNamespace(prompt_tokens=prompt, completion_tokens=completion, cached_tokens=cached, guesses=None)
 
 
 def answered(text: str, streamed: bool) -> tuple[list[dict[str, Any]], Answer]:

@@ -65,3 +65,9 @@ OBJECT = {
 )
 def test_problem(value, reason):
     assert problem(value, OBJECT) == reason
+
+
+def test_a_default_does_not_stand_in_for_what_is_required():
+    schema = {"properties": {"unit": {"type": "string", "default": "m"}}}
+    assert equal({"unit": "m"}, {}, schema) and equal({}, {"unit": "m"}, schema)
+    assert not equal({"unit": "m"}, {}, {**schema, "required": ["unit"]})

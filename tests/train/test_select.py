@@ -16,7 +16,8 @@ from mlx_lm.tuner.utils import linear_to_lora_layers, load_adapters
 
 from punie_mlx import weights
 from punie_mlx.chat.render import load_tokenizer, safe_prompt
-from punie_mlx.corpus.suite import Case, Suite, read_suite
+from punie_mlx.corpus.agent_suite import EASY, NEW
+from punie_mlx.corpus.suite import Case, Expect, Suite, read_suite
 from punie_mlx.errors import ConfigError, DataError
 from punie_mlx.serve.request import ChatRequest
 from punie_mlx.toolcalls.calls import Tool
@@ -57,9 +58,10 @@ def load(path: Path, adapter: Path | None = None) -> nn.Module:
 
 @pytest.fixture(scope="module")
 def suite(root: Path) -> Suite:
-    """The cases of the shipped suite with two tools: their prompts are short."""
+    """The easier cases of the shipped suite with two tools: their prompts are short, and some steps teach them."""
     whole = read_suite(root / "data" / "suites" / "agent.jsonl")
-    return replace(whole, cases=tuple(c for c in whole.cases if len(c.tools) == 2))
+    easy = [c for c in whole.cases if c.category.removesuffix(NEW) in EASY]
+    return replace(whole, cases=tuple(c for c in easy if len(c.tools) == 2))
 
 
 @pytest.fixture(scope="module")
@@ -285,6 +287,54 @@ def test_where_only_the_first_turn_counts_all_calls_must_be_there():
     tools = [Tool.from_openai(t) for t in case_of([ADD]).tools]
     for text, right in ((xml(ADD), False), (xml(PARIS, ADD), True)):
         assert is_right(case_of([ADD, PARIS], turns="first"), read(text, "qwen3_coder", tools)) is right
+
+
+def first_turn(text: str, case: Case) -> bool:
+    return is_right(case, read(text, "qwen3_coder", [Tool.from_openai(t) for t in case.tools]))
+
+
+@pytest.mark.parametrize(
+    ("expect", "right", "wrong"),
+    [
+        ({"any_of": [[], [{"name": "add"}]]}, ["It is 3.", xml(ADD)], [xml(PARIS), " ", xml(ADD, ADD)]),
+        ({"any_of": [[{"name": "fly"}], [{"name": "add"}]]}, [xml(ADD)], ["It is 3.", xml(ADD, ("fly", {}))]),
+        (
+            {"calls": [{"name": "add", "arguments": {"a": 1}, "match": {"b": {"number": 3, "tolerance": 1}}}]},
+            [xml(ADD)],
+            [xml(("add", {"a": 1, "b": 1})), xml(("add", {"a": 2, "b": 2}))],
+        ),
+        (
+            {"calls": [{"name": "add"}, {"name": "get_weather"}], "order": "given"},
+            [xml(ADD), xml(ADD, PARIS)],
+            [xml(PARIS), xml(PARIS, ADD), xml(ADD, PARIS, ADD)],
+        ),
+        ({"calls": [{"name": "add"}, {"name": "get_weather"}], "parallel": True}, [xml(PARIS, ADD)], [xml(ADD)]),
+        ({"calls": [{"name": "add"}, {"name": "get_weather"}], "parallel": False}, [xml(PARIS)], [xml(ADD, PARIS)]),
+    ],
+)
+def test_what_is_right_of_richer_cases(expect, right, wrong):
+    case = case_of([ADD]).model_copy(update={"expect": Expect.model_validate(expect)})
+    assert [first_turn(text, case) for text in (*right, *wrong)] == [True] * len(right) + [False] * len(wrong)
+
+
+def test_a_conversation_is_asked_as_the_server_is(scripted_model):
+    tokenizer = load_tokenizer(scripted_model)
+    calls = [{"id": "1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1, "b": 2}'}}]
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Add 1 and 2"},
+        {"role": "assistant", "content": None, "tool_calls": calls},
+        {"role": "tool", "tool_call_id": "1", "content": "3"},
+        {"role": "assistant", "content": "It is 3."},
+        {"role": "user", "content": [{"type": "text", "text": "And the weather in Paris?"}]},
+    ]
+    case = case_of([PARIS])
+    going_on = {k: v for k, v in case.model_dump(mode="json").items() if k not in ("query", "messages")}
+    case = Case.model_validate({**going_on, "messages": messages})
+    (prompt,) = prepare(tokenizer, Suite(Path("s.jsonl"), (case,), ""), cases=1).prompts
+    request = ChatRequest.model_validate({"messages": messages, "tools": case.tools})
+    assert prompt == safe_prompt(tokenizer, request.for_template(), request.tools_spec())
+    assert "It is 3." in prompt.text
 
 
 def case_of(expected: list[Any], **more: str) -> Case:

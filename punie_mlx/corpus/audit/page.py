@@ -15,7 +15,8 @@ _STYLE = """
 :root { color-scheme: light dark; --line: color-mix(in srgb, CanvasText 18%, Canvas); --soft: color-mix(in srgb,
   CanvasText 6%, Canvas); --error: light-dark(#b3261e, #ff8a80); --warning: light-dark(#8a5300, #ffc46b);
   --note: light-dark(#1a5f8a, #8ecbf2); }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem;
+  overflow-wrap: anywhere; }
 h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
 table { border-collapse: collapse; width: 100%; }
 th, td { text-align: left; vertical-align: top; padding: .25rem .75rem .25rem 0; border-bottom: 1px solid var(--line);
@@ -73,10 +74,10 @@ def _group(group: Group, audit: Audit) -> Iterator[str]:
         f'<details><summary><span class="tag {group.severity}">{len(group.findings)}</span> {_text(group.check.title)}'
         f' <code>{_text(group.check.name)}</code> <span class="dim">{_text(counts)}</span></summary>'
     )
-    yield f"<p>{_text(group.check.help)}</p>\n<table>"
+    yield f'<p>{_text(group.check.help)}</p>\n<div class="wide"><table>'
     for finding in group.findings[:MOST]:
         yield _row(finding)
-    yield "</table>"
+    yield "</table></div>"
     if (more := len(group.findings) - MOST) > 0:
         yield f'<p class="dim">{more} more: the JSON report has all.</p>'
     yield "</details>"

@@ -11,7 +11,8 @@ import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from html import escape
+
+from punie_mlx.pages.text import attribute
 
 WIDTH, HEIGHT = 560, 240
 LEFT, RIGHT, TOP, BOTTOM = 66, 12, 12, 40  # room for the labels of the axes
@@ -123,9 +124,9 @@ def svg(chart: Chart, name: str, span: tuple[int, int] | None = None) -> str:
     return "\n".join(
         [
             f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-labelledby="{name}-title {name}-desc" '
-            f'data-chart="{escape(json.dumps(data, ensure_ascii=False))}">',
-            f'<title id="{name}-title">{escape(chart.title)}</title>',
-            f'<desc id="{name}-desc">{escape(" ".join(_told(line, chart.show) for line in lines))}</desc>',
+            f'data-chart="{attribute(json.dumps(data, ensure_ascii=False))}">',
+            f'<title id="{name}-title">{attribute(chart.title)}</title>',
+            f'<desc id="{name}-desc">{attribute(" ".join(_told(line, chart.show) for line in lines))}</desc>',
             *(_row(y(value), chart.show(value), right) for value in rows),
             *(_column(x(step), f"{step:,.0f}") for step in columns),
             f'<text x="{(LEFT + right) / 2}" y="{HEIGHT - 4}" text-anchor="middle">step</text>',
@@ -152,12 +153,12 @@ def _told(line: Line, show: Callable[[float], str]) -> str:
 def _row(y: float, label: str, right: float) -> str:
     return (
         f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{escape(label)}</text>'
+        f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{attribute(label)}</text>'
     )
 
 
 def _column(x: float, label: str) -> str:
-    return f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{escape(label)}</text>'
+    return f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{attribute(label)}</text>'
 
 
 def _drawn(line: Line, name: str, x: Callable[[float], float], y: Callable[[float], float]) -> str:

@@ -1,0 +1,66 @@
+"""Pages in a real Chromium. A page that says anything on the console, throws, breaks its policy or asks for anything
+but itself fails the test that opened it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+ARGUMENTS = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+WATCH = """addEventListener("securitypolicyviolation", (event) => {
+  console.error(`policy violated: ${event.violatedDirective} ${event.blockedURI}`);
+});"""
+
+Opened = Callable[..., AbstractContextManager[Page]]
+
+
+@pytest.fixture(scope="module")  # Playwright keeps an event loop running, in which no other module's tests could work
+def browser() -> Iterator[Browser]:
+    """The Chromium of this machine; skips where there is none."""
+    found = next(filter(None, map(shutil.which, NAMES)), None)
+    if found is None:
+        pytest.skip(f"no Chromium is installed: none of {', '.join(NAMES)} is in PATH")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=list(ARGUMENTS))
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def opened(browser: Browser) -> Opened:
+    """`with opened(file, width=360, color_scheme="dark") as page`: a page that must be quiet until the block ends."""
+
+    @contextmanager
+    def open_page(file: Path, *, width: int = 1280, anchor: str = "", **options: Any) -> Generator[Page]:
+        problems: list[str] = []
+        context = browser.new_context(viewport={"width": width, "height": 900}, offline=True, **options)
+        context.add_init_script(WATCH)
+        context.set_default_timeout(10_000)
+        page = context.new_page()
+        own = file.resolve().as_uri()
+        page.on("console", lambda m: problems.append(f"console {m.type}: {m.text}") if m.type in SAID else None)
+        page.on("pageerror", lambda e: problems.append(f"script error: {e}"))
+        page.on("request", lambda r: None if r.url.split("#")[0] == own else problems.append(f"request: {r.url}"))
+        try:
+            page.goto(own + anchor)
+            yield page
+            if options.get("java_script_enabled", True):  # what was started last is heard of as well
+                page.evaluate("() => new Promise((done) => setTimeout(done, 20))")
+        finally:
+            context.close()
+        assert not problems, "the page is not quiet: " + "; ".join(problems)
+
+    return open_page
+
+
+SAID = ("error", "warning")
