@@ -45,7 +45,7 @@ def generate(
     No question stands in two splits: its hash decides. Example: `punie-mlx generate data/phase8_json_format`
     """
     from punie_mlx.corpus import generate as room
-    from punie_mlx.corpus.agent_suite import write_suite
+    from punie_mlx.corpus.suites.agent import write_suite
 
     if suite:
         write_suite(suite, cases, seed, overwrite=overwrite)
@@ -243,7 +243,8 @@ def serve(
     options = {
         "model": model, "adapter": adapter, "host": host, "port": port, "name": name, "max_context": max_context,
         "kv_bits": kv_bits, "prompt_cache_bytes": prompt_cache_bytes, "max_concurrency": max_concurrency,
-        "max_queue": max_queue, "draft_model": draft_model, "prompt_lookup": prompt_lookup, "chat_template": chat_template,
+        "max_queue": max_queue, "draft_model": draft_model, "prompt_lookup": prompt_lookup,
+        "chat_template": chat_template,
         "tool_call_format": tool_call_format, "reasoning_format": reasoning_format, "constrain": constrain,
         "rescue": rescue, "temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p,
         "max_tokens": max_tokens, "template_kwargs": template_kwargs, "request_timeout": request_timeout,

@@ -14,8 +14,8 @@ from punie_mlx.errors import ConfigError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from punie_mlx.corpus.distance import Distance
-    from punie_mlx.corpus.suite_check import Checked
+    from punie_mlx.corpus.suites.check import Checked
+    from punie_mlx.corpus.suites.distance import Distance
 
 FAIL_ON = ("exact", "near", "warning", "never")
 _SOURCES = 5  # sources and licences that are shown
@@ -56,8 +56,8 @@ def check(
     from dataclasses import replace
 
     from punie_mlx.corpus.audit.read import read_corpus
-    from punie_mlx.corpus.distance import NGRAMS, distance
-    from punie_mlx.corpus.suite_check import check as look
+    from punie_mlx.corpus.suites.check import check as look
+    from punie_mlx.corpus.suites.distance import NGRAMS, distance
 
     if fail_on not in FAIL_ON:
         raise ConfigError(f"--fail-on is {fail_on!r}: it must be one of {', '.join(FAIL_ON)}")
@@ -83,7 +83,7 @@ def schema() -> None:
 
     Example: `punie-mlx suite schema > data/suites/schema.json`
     """
-    from punie_mlx.corpus.suite_schema import json_schema
+    from punie_mlx.corpus.suites.schema import json_schema
 
     typer.echo(json.dumps(json_schema(), indent=2, ensure_ascii=False))
 
@@ -141,7 +141,7 @@ def _show(checked: Checked, limit: int) -> None:
 def _categories(checked: Checked) -> Table:
     from rich.table import Table
 
-    from punie_mlx.corpus.suite_check import counts
+    from punie_mlx.corpus.suites.check import counts
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("", "name", "cases"):

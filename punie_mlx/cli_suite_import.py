@@ -31,8 +31,8 @@ def import_bfcl(
     matchers. Gold that its own schema forbids is kept and listed. Multi-turn files are refused.
     Example: `punie-mlx suite import-bfcl BFCL_v4_parallel.json --gold gold.json --out bfcl_parallel.jsonl`
     """
-    from punie_mlx.corpus.import_bfcl import import_bfcl as read
-    from punie_mlx.corpus.suite_file import write_cases
+    from punie_mlx.corpus.suites.bfcl import import_bfcl as read
+    from punie_mlx.corpus.suites.file import write_cases
 
     made = read(file, gold)
     write_cases(out, made.cases, overwrite=overwrite)
@@ -63,8 +63,8 @@ def import_logs(
     not always what should have been done: look through the expectations before you score on them.
     Example: `punie-mlx suite import-logs calls.jsonl --redact --out mine.jsonl`
     """
-    from punie_mlx.corpus.import_logs import import_logs as read
-    from punie_mlx.corpus.suite_file import write_cases
+    from punie_mlx.corpus.suites.file import write_cases
+    from punie_mlx.corpus.suites.logs import import_logs as read
 
     made = read(file, redact=redact)
     write_cases(out, made.cases, overwrite=overwrite)

@@ -135,9 +135,9 @@ def run_sweep(config: SweepConfig, say: Say = to_stderr) -> Json:
     with locked(config.out / LOCK, "sweep"):
         clear_partials((config.out, *(config.out / n for n in ("models", "divergence", "runs"))), say)
         road = _Road(config, Runner(config.restart, say))
+        controls = road.controls()
         measured = [road.variant(v) for v in made]
         speed = road.speed(measured)
-        controls = road.controls()
         result = conclude(config.settings(), controls, [m.facts() for m in measured], speed)
         result |= {"prompts": road.held.to_json(), "versions": identity.versions()}
         if config.drop:

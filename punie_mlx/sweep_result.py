@@ -44,7 +44,7 @@ def conclude(settings: Mapping[str, Any], controls: Sequence[Json], variants: Se
     suite = runs[reference]["suite"]
     return {
         "kind": "sweep", "format": FORMAT, "suite": suite, "reference": reference, "rows": rows, "picked": picked,
-        "why": why, "settings": {**settings, "alpha": ALPHA}, "speed": speed,
+        "why": why, "picked_within_margin": surest(rows), "settings": {**settings, "alpha": ALPHA}, "speed": speed,
     }  # fmt: skip
 
 
@@ -84,16 +84,26 @@ def pick(rows: Sequence[Json], reference: str) -> tuple[str | None, str]:
         f"{reference}: {_percent(best)} against {_percent(exact)}, {test['only_first']} cases lost and "
         f"{test['only_second']} gained (p = {best['p_holm']:.3f} after Holm), at {best['bytes'] / exact['bytes']:.0%} "
         f"of the size. A loss of up to {100 * best['margin']:.1f} points is not ruled out by {exact['accuracy']['n']} "
-        f"cases{_too_few(best)}."
+        f"cases{_too_few(best, rows)}."
     )
     if smaller:
         why += f" Smaller and worse: {', '.join(r['label'] for r in smaller)}."
     return best["label"], why
 
 
-def _too_few(row: Json) -> str:
+def surest(rows: Sequence[Json]) -> str | None:
+    """The smallest quantized model of which the cases show that it is not worse by more than the margin asked for."""
+    good = [r for r in rows if r["what"] == "quantized" and not r["worse"] and r["not_worse"]["holds"]]
+    return min(good, key=lambda r: (r["bytes"], r["kl"]["mean"]))["label"] if good else None
+
+
+def _too_few(row: Json, rows: Sequence[Json]) -> str:
     claim = row["not_worse"]
-    return "" if claim["holds"] else f", and {100 * claim['margin']:g} points are asked for: score more cases"
+    if claim["holds"]:
+        return ""
+    sure = surest(rows)
+    which = f"that is shown of {sure}, not of this one" if sure else "that is shown of none: score more cases"
+    return f"; not to be worse by more than {100 * claim['margin']:g} points, {which}"
 
 
 def _percent(row: Json) -> str:

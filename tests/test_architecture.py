@@ -16,6 +16,7 @@ FORBIDDEN = {
     "export": tuple(f"punie_mlx.{r}" for r in ("train", "serve", "evals")),
     "serve": tuple(f"punie_mlx.{r}" for r in ("train", "export", "evals", "corpus")),
     "evals": ("mlx", "mlx_lm", *(f"punie_mlx.{r}" for r in ("train", "export", "serve"))),
+    "pages": ("mlx", "mlx_lm", "transformers", *(f"punie_mlx.{r}" for r in ROOMS)),
 }
 
 

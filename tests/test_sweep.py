@@ -170,6 +170,15 @@ def test_of_two_of_one_size_the_nearer_one_is_picked():
     assert pick([made("fused", 400), made("4-bit", 110), near], "fused")[0] == "4-bit-dwq"
 
 
+def test_what_is_only_not_shown_to_be_worse_is_told_apart():
+    """Few cases: the small model is picked, and the result says that this proves little, and of which more is shown."""
+    small = made("3-bit", 90) | {"not_worse": {"holds": False, "margin": 0.05}}
+    picked, why = pick([made("fused", 400), made("5-bit", 130), small], "fused")
+    assert picked == "3-bit" and why.endswith("5 points, that is shown of 5-bit, not of this one.")
+    assert sweep_result.surest([made("fused", 400), made("5-bit", 130), small]) == "5-bit"
+    assert sweep_result.surest([made("fused", 400), small]) is None
+
+
 def test_where_all_are_worse_none_is_picked():
     picked, why = pick([made("fused", 400), made("3-bit", 90, worse=True)], "fused")
     assert picked is None and "take more bits" in why

@@ -11,7 +11,7 @@ prompt, none if absent. `source` and `licence` say where the case comes from. In
 
 - `calls`: every call of the whole run; `[]` means that no call may be made. `any_of` in its place: several such lists,
   each as good as the other. `name` may be a list of names; arguments are given by `arguments` and `match`
-  (`punie_mlx/corpus/matchers.py`), and where a call has neither they are not asserted.
+  (`punie_mlx/corpus/suites/matchers.py`), and where a call has neither they are not asserted.
 - `order`: `any` (default) or `given`: whether the calls must come in the order of the list.
 - `parallel`: `true` if all must stand in one response, `false` if no two may, absent where it does not matter.
 - `answer`: what the final answer `contains` (letter case counts) and `lacks`, and a regex that `matches` somewhere.
@@ -34,8 +34,8 @@ from typing import Annotated, Any, Literal, NoReturn
 from pydantic import ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
 from punie_mlx.chat.messages import text_of
-from punie_mlx.corpus.conversation import check_conversation
-from punie_mlx.corpus.matchers import ExpectedCall, Strict, compiled, impossible
+from punie_mlx.corpus.suites.conversation import check_conversation
+from punie_mlx.corpus.suites.matchers import ExpectedCall, Strict, compiled, impossible
 from punie_mlx.errors import DataError
 from punie_mlx.identity import hash_json
 

@@ -14,9 +14,9 @@ import string
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from punie_mlx.corpus import matchers
-from punie_mlx.corpus.predicates import PREDICATES
 from punie_mlx.corpus.suite import Case, ExpectedCall, ExpectedText
+from punie_mlx.corpus.suites import matchers
+from punie_mlx.corpus.suites.predicates import PREDICATES
 from punie_mlx.evals.agent import Call, Run, Turn
 from punie_mlx.toolcalls.looks import call_text
 

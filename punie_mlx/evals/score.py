@@ -16,9 +16,9 @@
 A check that does not apply to the case is None. Arguments and order are asked of one alternative together, so a run
 does not pass by the names of one and the arguments of another.
 
-Lenient: arguments are compared loosely (`punie_mlx/corpus/matchers.py`); a case that expects no call passes where none
-was made, whatever was said; and what happens after the first turn does not matter where the case looks at the first
-turn only. Whatever passes strictly passes leniently.
+Lenient: arguments are compared loosely (`punie_mlx/corpus/suites/matchers.py`); a case that expects no call passes
+where none was made, whatever was said; and what happens after the first turn does not matter where the case looks at
+the first turn only. Whatever passes strictly passes leniently.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Any
 
-from punie_mlx.corpus.matchers import ExpectedCall, Level, assign, faults, fits
 from punie_mlx.corpus.suite import Case, ExpectedText
+from punie_mlx.corpus.suites.matchers import ExpectedCall, Level, assign, faults, fits
 from punie_mlx.evals.agent import Call, Run
 from punie_mlx.toolcalls.looks import call_text
 

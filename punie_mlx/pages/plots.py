@@ -32,13 +32,13 @@ def bar(share: float, interval: tuple[float, float], colour: Colour) -> Html:
     return _flat(colour, *marks, height=10, kind="bar")
 
 
-def stack(shares: Sequence[tuple[str, float]]) -> Html:
-    """One bar of parts in the colours `p0`, `p1`, …; each part tells its name. Its figures must stand beside it."""
+def stack(shares: Sequence[tuple[str, float, Colour]]) -> Html:
+    """One bar of coloured parts, each with its name as title. Its figures must stand beside it."""
     at, parts = 0.0, []
-    for i, (name, share) in enumerate(shares):
+    for name, share, colour in shares:
         width = 100 * share
         title = tag("title", f"{name} {share:.1%}")
-        parts.append(tag("rect", title, class_=f"p{i % 8}", x=f"{at:.3f}", width=f"{width:.3f}", height="10"))
+        parts.append(tag("rect", title, class_=f"fill {colour}", x=f"{at:.3f}", width=f"{width:.3f}", height="10"))
         at += width
     return _flat(None, *parts, height=10, kind="stack")
 

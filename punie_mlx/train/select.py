@@ -44,8 +44,8 @@ import mlx.nn as nn
 
 from punie_mlx.chat.messages import for_template, tools_for_template
 from punie_mlx.chat.render import Prompt, safe_prompt
-from punie_mlx.corpus.matchers import ExpectedCall, assign, fits
 from punie_mlx.corpus.suite import Case, Suite
+from punie_mlx.corpus.suites.matchers import ExpectedCall, assign, fits
 from punie_mlx.errors import ConfigError, DataError
 from punie_mlx.toolcalls import detect, formats
 from punie_mlx.toolcalls.calls import Tool, ToolCall

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from punie_mlx.corpus import agent_suite, generate
+from punie_mlx.corpus import generate
 from punie_mlx.corpus.audit.near import Queries, normalize
 from punie_mlx.corpus.rows import read_rows
 from punie_mlx.corpus.suite import Case, read_suite
+from punie_mlx.corpus.suites import agent as agent_suite
 from punie_mlx.errors import ConfigError
 from punie_mlx.evals.agent import Call, Run
 from punie_mlx.evals.score import score

@@ -13,9 +13,9 @@ from typer.testing import CliRunner, Result
 
 from punie_mlx.cli_suite import app
 from punie_mlx.corpus.audit.read import read_corpus
-from punie_mlx.corpus.distance import Distance, Leak, Overlap, distance, runs
 from punie_mlx.corpus.suite import read_suite
-from punie_mlx.corpus.suite_check import check
+from punie_mlx.corpus.suites.check import check
+from punie_mlx.corpus.suites.distance import Distance, Leak, Overlap, distance, runs
 from punie_mlx.errors import ConfigError, DataError
 
 LONG = "tell me which of the modules in the old parser reads every input file twice and why it was made so"

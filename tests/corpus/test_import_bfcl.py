@@ -15,9 +15,9 @@ import pytest
 from typer.testing import CliRunner
 
 from punie_mlx.cli import app
-from punie_mlx.corpus.bfcl_schema import TYPES, api_names, json_schema
-from punie_mlx.corpus.import_bfcl import KINDS, Imported, category, import_bfcl, original_names
 from punie_mlx.corpus.suite import Case, read_suite
+from punie_mlx.corpus.suites.bfcl import KINDS, Imported, category, import_bfcl, original_names
+from punie_mlx.corpus.suites.bfcl_schema import TYPES, api_names, json_schema
 from punie_mlx.errors import DataError
 from punie_mlx.evals.agent import Call, Run
 from punie_mlx.evals.score import score

@@ -11,9 +11,9 @@ import pytest
 from typer.testing import CliRunner
 
 from punie_mlx.cli import app
-from punie_mlx.corpus.import_logs import Imported, import_logs
-from punie_mlx.corpus.redact import Redactor
 from punie_mlx.corpus.suite import Case, read_suite
+from punie_mlx.corpus.suites.logs import Imported, import_logs
+from punie_mlx.corpus.suites.redact import Redactor
 from punie_mlx.errors import DataError
 from punie_mlx.evals.agent import Call, Run
 from punie_mlx.evals.score import score

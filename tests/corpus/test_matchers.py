@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from punie_mlx.corpus.matchers import ExpectedCall, assign, faults, fits, loosened, same
-from punie_mlx.corpus.predicates import PREDICATES
+from punie_mlx.corpus.suites.matchers import ExpectedCall, assign, faults, fits, loosened, same
+from punie_mlx.corpus.suites.predicates import PREDICATES
 
 SCHEMA = {
     "type": "object",

@@ -10,7 +10,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from punie_mlx.corpus.suite import Case, examine, read_suite
-from punie_mlx.corpus.suite_schema import json_schema
+from punie_mlx.corpus.suites.schema import json_schema
 from punie_mlx.errors import DataError
 
 TOOL = {

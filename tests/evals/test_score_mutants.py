@@ -21,7 +21,7 @@ import punie_mlx
 from .scoring import TABLE, Row, faults_of
 
 PACKAGE = Path(punie_mlx.__file__).parent
-SCORE, MATCHERS, SUITE = "punie_mlx.evals.score", "punie_mlx.corpus.matchers", "punie_mlx.corpus.suite"
+SCORE, MATCHERS, SUITE = "punie_mlx.evals.score", "punie_mlx.corpus.suites.matchers", "punie_mlx.corpus.suite"
 KILLED = 0.95
 
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from punie_mlx.corpus.predicates import PREDICATES
 from punie_mlx.corpus.suite import Case, read_suite
+from punie_mlx.corpus.suites.predicates import PREDICATES
 from punie_mlx.errors import DataError
 from punie_mlx.evals import gold, selfcheck
 from punie_mlx.evals.score import Verdict, score

@@ -16,8 +16,8 @@ from mlx_lm.tuner.utils import linear_to_lora_layers, load_adapters
 
 from punie_mlx import weights
 from punie_mlx.chat.render import load_tokenizer, safe_prompt
-from punie_mlx.corpus.agent_suite import EASY, NEW
 from punie_mlx.corpus.suite import Case, Expect, Suite, read_suite
+from punie_mlx.corpus.suites.agent import EASY, NEW
 from punie_mlx.errors import ConfigError, DataError
 from punie_mlx.serve.request import ChatRequest
 from punie_mlx.toolcalls.calls import Tool

@@ -14,6 +14,9 @@ from punie_mlx.pages.plots import bins, histogram, stack
 from punie_mlx.pages.tables import Column, table
 from punie_mlx.pages.text import Html, join, tag
 
+# The largest phases have colours of their own, the others are grey.
+COLOURS, OTHERS = ("r0", "r1", "r2", "r3", "r4", "r5"), "r6"
+
 
 def queries(runs: Sequence[Run]) -> Html:
     """The seconds of each query, on one scale for all runs; the warm-up is left out, as in the summary."""
@@ -81,8 +84,13 @@ def _spans(run: Run) -> Iterator[Json]:
 
 
 def profiles(found: Sequence[Json]) -> Html:
-    every = [p for profile in found for p in (profile, *(profile.get("comparison") or ()))]
-    return join(_profile(p) for p in every)
+    """Each profile; where it was made beside others, those, among which it is itself."""
+    every: list[Json] = []
+    for profile in found:
+        others = profile.get("comparison") or []
+        alone = profile.get("server") not in [o.get("server") for o in others]
+        every += [profile, *others] if alone else others
+    return join(map(_profile, every))
 
 
 def _profile(profile: Json) -> Html:
@@ -90,10 +98,16 @@ def _profile(profile: Json) -> Html:
     title = f"{model.get('label') or model.get('name') or 'a model'} on {profile.get('server', 'its server')}"
     phases = profile["phases"]
     order = [n for n in profile.get("phases_order", phases) if n in phases]
-    shares = [(n, _number(phases[n].get("share"))) for n in order]
+    shares = {n: _number(phases[n].get("share")) for n in order}
+    largest = sorted(order, key=lambda n: -shares[n])
+    colours = {n: COLOURS[i] if i < len(COLOURS) else OTHERS for i, n in enumerate(largest)}
     rows = [
-        [join([tag("i", "", class_=f"swatch r{i % 8}"), " ", n]), *_times(phases[n]), percent(phases[n].get("share"))]
-        for i, n in enumerate(order)
+        [
+            join([tag("i", "", class_=f"swatch {colours[n]}"), " ", n]),
+            *_times(phases[n]),
+            percent(phases[n].get("share")),
+        ]
+        for n in order
     ]
     if "unaccounted_share" in profile:
         rows.append(["not accounted for", "", "", "", "", percent(profile["unaccounted_share"])])
@@ -102,10 +116,10 @@ def _profile(profile: Json) -> Html:
     counted = f"{profile.get('cases', '?')} cases, {profile.get('requests', '?')} requests"
     ends = ", ".join(f"{k} {seconds(v)}" for k, v in wall.items() if k in ("p50", "p95") and isinstance(v, int | float))
     said = f"{counted}{'; wall time ' + ends if ends else ''}"
-    return tag(
-        "section", tag("h3", title), tag("p", said, class_="soft small"),
-        tag("div", stack(shares), class_="stackcell"), table(columns, rows, caption=f"Phases of {title}"),
-    )  # fmt: skip
+    drawn = stack([(n, shares[n], colours[n]) for n in order])
+    made = table(columns, rows, caption=f"Phases of {title}")
+    note = tag("p", said, class_="soft small")
+    return tag("section", tag("h3", title), note, tag("div", drawn, class_="stackcell"), made)
 
 
 def _times(phase: Json) -> list[str]:

@@ -38,7 +38,7 @@ from pydantic import (
     model_validator,
 )
 
-from punie_mlx.corpus.predicates import PREDICATES
+from punie_mlx.corpus.suites.predicates import PREDICATES
 from punie_mlx.toolcalls.values import Schema, defaults_of, equal, problem, types_of
 
 LOOSE = re.compile(r"""[\s,./\-_*^"']""")  # what does not count in a lenient comparison

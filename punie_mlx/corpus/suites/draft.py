@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from punie_mlx.corpus.proof import answer, expected_call, files_after
 from punie_mlx.corpus.skills import Ask
+from punie_mlx.corpus.suites.proof import answer, expected_call, files_after
 from punie_mlx.corpus.world import TOOLS
 
 

@@ -15,12 +15,12 @@ from random import Random
 from typing import Any
 
 from punie_mlx.corpus.audit.near import NearIndex, normalize, reworded, shingles
-from punie_mlx.corpus.draft import Draft, expect
 from punie_mlx.corpus.generate import RESERVED, SIZES, bucket, rows, several_asks, tool_sets
-from punie_mlx.corpus.hard_cases import HARD
-from punie_mlx.corpus.proof import SUBSTITUTES
 from punie_mlx.corpus.rows import write_rows
 from punie_mlx.corpus.skills import SKILLS, question
+from punie_mlx.corpus.suites.draft import Draft, expect
+from punie_mlx.corpus.suites.hard_cases import HARD
+from punie_mlx.corpus.suites.proof import SUBSTITUTES
 from punie_mlx.corpus.world import TOOLS
 from punie_mlx.errors import ConfigError
 from punie_mlx.files import atomic_file, refuse_existing

@@ -24,10 +24,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from punie_mlx.corpus.log_bodies import Answer, Unusable, answer_of, body_of, said, text_of
-from punie_mlx.corpus.redact import Redactor
 from punie_mlx.corpus.rows import lenient_lines
 from punie_mlx.corpus.suite import Case
+from punie_mlx.corpus.suites.log_bodies import Answer, Unusable, answer_of, body_of, said, text_of
+from punie_mlx.corpus.suites.redact import Redactor
 from punie_mlx.errors import DataError
 from punie_mlx.identity import hash_json
 from punie_mlx.toolcalls.values import problem

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
-from punie_mlx.corpus import matchers, suite
+from punie_mlx.corpus import suite
+from punie_mlx.corpus.suites import matchers
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 

@@ -23,9 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from punie_mlx.corpus.bfcl_gold import gold_call
-from punie_mlx.corpus.bfcl_schema import SchemaError, api_names, tool
 from punie_mlx.corpus.rows import SHOWN, read_lines
+from punie_mlx.corpus.suites.bfcl_gold import gold_call
+from punie_mlx.corpus.suites.bfcl_schema import SchemaError, api_names, tool
 from punie_mlx.errors import DataError
 
 LICENCE = "Apache-2.0"

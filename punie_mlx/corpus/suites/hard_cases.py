@@ -15,12 +15,12 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
-from punie_mlx.corpus import adversity
 from punie_mlx.corpus import lexicon as lx
-from punie_mlx.corpus.draft import Draft, draft, expect
-from punie_mlx.corpus.follow import calls_in_history, follow, opening
-from punie_mlx.corpus.proof import files_after, number
 from punie_mlx.corpus.skills import SKILLS, Ask, class_name, folder, path, question, words
+from punie_mlx.corpus.suites import adversity
+from punie_mlx.corpus.suites.draft import Draft, draft, expect
+from punie_mlx.corpus.suites.follow import calls_in_history, follow, opening
+from punie_mlx.corpus.suites.proof import files_after, number
 from punie_mlx.corpus.world import METRICS, PRIORITIES
 
 Maker = Callable[[Random, Sequence[str]], Draft | None]

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from random import Random
 
 from punie_mlx.corpus import lexicon as lx
-from punie_mlx.corpus.draft import Draft, expect
-from punie_mlx.corpus.follow import calls_in_history
-from punie_mlx.corpus.proof import expected_call
 from punie_mlx.corpus.skills import SKILLS, Ask, class_name, folder, path, words
+from punie_mlx.corpus.suites.draft import Draft, expect
+from punie_mlx.corpus.suites.follow import calls_in_history
+from punie_mlx.corpus.suites.proof import expected_call
 
 RECOVERY, INJECTION = "error then recovery", "injection in a tool result"
 

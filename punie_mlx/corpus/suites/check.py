@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from punie_mlx.corpus.audit import near
-from punie_mlx.corpus.distance import Distance
-from punie_mlx.corpus.matchers import ExpectedCall, fits
 from punie_mlx.corpus.suite import Case, Problem, Suite, examine
+from punie_mlx.corpus.suites.distance import Distance
+from punie_mlx.corpus.suites.matchers import ExpectedCall, fits
 from punie_mlx.toolcalls.values import problem
 
 FEW = 10  # cases of a category below which its interval says next to nothing
