@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from punie_mlx import identity, sweep_result
+from punie_mlx import identity, sweep, sweep_result
 from punie_mlx.cli import app
 from punie_mlx.errors import ConfigError, DataError, DiskError, OutputError
 from punie_mlx.evals import runner
@@ -52,7 +52,10 @@ def config(ground: Path) -> SweepConfig:
 @pytest.fixture(scope="module")
 def swept(config: SweepConfig) -> tuple[dict[str, Any], list[str]]:
     said: list[str] = []
-    return run_sweep(config, said.append), said
+    with pytest.MonkeyPatch.context() as patch:  # the speed of a model of bytes is no figure to wait for
+        patch.setattr(sweep, "PROMPTS", 1)
+        patch.setattr(sweep, "TOKENS", 4)
+        return run_sweep(config, said.append), said
 
 
 def test_a_sweep_from_end_to_end(swept, config):
