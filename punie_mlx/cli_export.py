@@ -162,7 +162,8 @@ def quantize(
     if check and not again:
         raise ConfigError(f"--if-passed {if_passed} scored {out}, and that is to be made only now: score it afterwards")
     if again:
-        intermediate.check_settings(out, {"bits": bits, "group_size": group_size, "recipe": recipe})
+        wanted = {"bits": bits, "group_size": group_size, "recipe": recipe}
+        intermediate.check_settings(out, wanted, tuned=dwq is not None)
     told: dict[str, Any] = {"bits": bits, "group_size": group_size, "recipe": recipe, "overwrite": overwrite}
     made = None if again else _distill(source, out, dwq, told, quiet=as_json) if dwq else run(source, out, **told)
     if made and not as_json:

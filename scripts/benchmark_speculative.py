@@ -179,16 +179,7 @@ def _figures(mode: str, group: Sequence[dict[str, Outcome]]) -> dict[str, Any]:
 
 def table(figures: dict[str, Any]) -> Table:
     shown = Table(title="decoding, against plain in the same run")
-    for column in (
-        "category",
-        "mode",
-        "prompts",
-        "same tokens",
-        "guesses right",
-        "passes a token",
-        "speed-up",
-        "median",
-    ):
+    for column in COLUMNS:
         shown.add_column(column, justify="left" if column in ("category", "mode") else "right")
     for category, modes in figures.items():
         for mode, f in modes.items():

@@ -38,6 +38,7 @@ from punie_mlx.corpus.suites.conversation import check_conversation
 from punie_mlx.corpus.suites.matchers import ExpectedCall, Strict, compiled, impossible
 from punie_mlx.errors import DataError
 from punie_mlx.identity import hash_json
+from punie_mlx.toolcalls.values import malformed
 
 __all__ = ["Case", "Expect", "ExpectedCall", "ExpectedText", "Problem", "Suite", "examine", "read_suite"]
 
@@ -216,6 +217,8 @@ class Case(Strict):
                 raise ValueError('a tool is {"type": "function", "function": {"name", "description", "parameters"}}')
             if not isinstance(function.get("parameters", {}), dict):
                 raise ValueError(f"the parameters of tool {function['name']} are no JSON schema object")
+            if found := malformed(function.get("parameters", {})):
+                raise ValueError(f"the parameters of tool {function['name']} are no JSON schema: {found}")
             names.append(function["name"])
         if len(set(names)) < len(names):
             raise ValueError("two tools have the same name")

@@ -80,6 +80,11 @@ class Turn:
     """What the reader of the calls said of them: each with its kind, detail and raw text."""
 
     @property
+    def silent(self) -> bool:
+        """Neither a call nor a word."""
+        return not self.message.get("tool_calls") and not self.message.get("content")
+
+    @property
     def broken(self) -> int:
         """How many calls could not be read."""
         calls = self.message.get("tool_calls") or []
@@ -148,6 +153,19 @@ class Run:
                 call.refused = True
                 break
 
+    def first_try(self) -> Run:
+        """The same run as it looks where nothing is asked for again: it ends with the first response that was refused.
+
+        A response is refused for one of its calls, or because it says nothing.
+        """
+        if not self.retried:
+            return self
+        silent = (i for i, turn in enumerate(self.turns, 1) if turn.silent)
+        last = min([*(c.turn for c in self.calls if c.refused), *silent], default=len(self.turns))
+        error = f"the agent had to ask again ({self.retried} times)"
+        calls = [c for c in self.calls if c.turn <= last]
+        return replace(self, turns=self.turns[:last], calls=calls, answer=None, error=error, limited=False, lost=False)
+
     def forgiven(self) -> Run:
         """The same run as it looks where asking again is allowed: without what was refused."""
         return replace(self, calls=[c for c in self.calls if not c.refused], retried=0)
@@ -171,5 +189,5 @@ def arguments_of(call: Mapping[str, Any]) -> Any:
         return {}
     try:
         return json.loads(arguments)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):  # the last: brackets in brackets without end
         return arguments

@@ -129,7 +129,7 @@ class PydanticAIDriver:
             except (AgentRunError, UserError) as e:
                 failed(run, e)
             finally:
-                _note_retries(run, seen[len(history) :])
+                _note_retries(run, seen)
         if run.error:
             return None
         run.answer = result.output
@@ -145,10 +145,15 @@ class PydanticAIDriver:
 
 
 def _note_retries(run: Run, seen: Iterable[ModelMessage]) -> None:
-    for part in (p for m in seen if isinstance(m, ModelRequest) for p in m.parts):
-        if part.part_kind in RETRIED or getattr(part, "outcome", "") == "retried":
-            run.retried += 1
-            run.refuse(getattr(part, "tool_call_id", ""))
+    """Put the retries of the whole conversation on record, of which those of earlier queries are there already.
+
+    Where the last query begins in `seen` is not known: PydanticAI joins messages of the history.
+    """
+    parts = (p for m in seen if isinstance(m, ModelRequest) for p in m.parts)
+    retries = [p for p in parts if p.part_kind in RETRIED or getattr(p, "outcome", "") == "retried"]
+    for part in retries[run.retried :]:
+        run.retried += 1
+        run.refuse(getattr(part, "tool_call_id", ""))
 
 
 # ---- a conversation of the API as PydanticAI has it ----

@@ -40,7 +40,7 @@ class Lenient(Judge):
 
     def evaluate(self, ctx: Context) -> EvaluationReason:
         lenient = ctx.output.lenient
-        return EvaluationReason(value=ctx.output.passed_leniently, reason="\n".join(lenient.reasons) or None)
+        return EvaluationReason(value=lenient.passed, reason="\n".join(lenient.reasons) or None)
 
 
 @dataclass(repr=False)

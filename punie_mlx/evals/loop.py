@@ -42,13 +42,12 @@ async def _answer(
     case: Case, scratch: Scratch, run: Run, settings: AgentSettings, ask: Ask, messages: list[Message]
 ) -> str | None:
     """The text that the last query is answered with; None where the limit comes first. `messages` grow."""
-    refused: Counter[str] = Counter()
+    # By tool, None for an empty answer. A tool counts once a response, and anew when it was called as it should be.
+    refused: Counter[str | None] = Counter()
 
-    def refuse(what: str, why: str) -> None:
+    def may_ask_again(what: str | None, why: str) -> None:
         if refused[what] >= settings.retries:
             raise RefusedError(why)
-        refused[what] += 1
-        run.retried += 1
 
     for _ in range(settings.request_limit):
         said = await ask(messages)
@@ -60,14 +59,22 @@ async def _answer(
                 return said["content"]
             if run.turns[-1].finish_reason == "length":
                 raise RefusedError("the limit on tokens was reached before anything was answered")
-            refuse("", "the answer is empty")
+            may_ask_again(None, "the answer is empty")
+            refused[None] += 1
+            run.retried += 1
             messages.append({"role": "user", "content": AGAIN})
             continue
         broken = {i: why for i, call in enumerate(calls) if (why := _unusable(case, call))}
         for i, why in broken.items():
-            refuse(_name(calls[i]), why)
+            may_ask_again(_name(calls[i]), why)
+        for i in broken:
             run.refuse(calls[i].get("id") or "")
+        run.retried += len(broken)
         messages += _results(case, scratch, run, calls, broken)
+        failed = {_name(calls[i]) for i in broken}
+        refused.update(failed)
+        for name in {_name(c) for c in calls} - failed:
+            del refused[name]
     return None
 
 

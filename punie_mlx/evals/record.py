@@ -45,8 +45,8 @@ class Outcome:
 
     @cached_property
     def lenient(self) -> Verdict:
-        """Judged by BFCL's loose comparison."""
-        return score(self.trial.case, self.run, lenient=True)
+        """Judged by BFCL's loose comparison. A retry forgives nothing here either: only what came before it counts."""
+        return score(self.trial.case, self.run.first_try(), lenient=True)
 
     @property
     def reasons(self) -> list[str]:
@@ -57,10 +57,6 @@ class Outcome:
     @property
     def passed(self) -> bool:
         return not self.reasons
-
-    @property
-    def passed_leniently(self) -> bool:
-        return self.lenient.passed and not self.run.retried
 
     @cached_property
     def passed_with_retry(self) -> bool | None:
@@ -94,7 +90,7 @@ def record(outcome: Outcome) -> dict[str, Any]:
         "query": case.query,
         "passed": outcome.passed,
         "passed_with_retry": outcome.passed_with_retry,
-        "lenient": outcome.passed_leniently,
+        "lenient": outcome.lenient.passed,
         "reasons": outcome.reasons,
         "checks": verdict.checks,
         "unread_call": verdict.unread_call,

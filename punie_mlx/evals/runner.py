@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from punie_mlx import identity
-from punie_mlx.corpus.suite import Suite, read_suite
-from punie_mlx.errors import ConfigError, FingerprintError, OutputError
+from punie_mlx.corpus.suite import Case, Suite, read_suite
+from punie_mlx.errors import ConfigError, DataError, FingerprintError, OutputError
 from punie_mlx.evals import sanity, selfcheck
 from punie_mlx.evals.agent import AgentSettings
 from punie_mlx.evals.hosted import host
 from punie_mlx.evals.journal import Journal, journal
 from punie_mlx.evals.record import Outcome, Trial, record
-from punie_mlx.evals.scratch import Scratch
+from punie_mlx.evals.scratch import Scratch, ToolError
 from punie_mlx.evals.server_process import STARTUP_SECONDS, answering, serving
 from punie_mlx.evals.subject import THROUGH, Started, Subject, base_url, subject
 from punie_mlx.evals.summary import summarize
@@ -142,6 +142,7 @@ def evaluate(config: EvalConfig, progress: Progress | None = None, say: Say = _t
     with _journal(config, wanted, suites) as kept:
         work = _Work(config, wanted, plan(config, suites), kept, progress, tried)
         if work.records:
+            work.tell()
             say(f"going on after {len(work.records)} of {len(work.trials)} cases that are done already")
         with _started(config, wanted) as started, tempfile.TemporaryDirectory(prefix="punie-mlx-eval-") as scratch:
             name = asyncio.run(_score_all(work, started, Path(scratch)))
@@ -219,6 +220,7 @@ class _Work:
         self._bare: int | None = None  # tokens of the first prompt without its tools; 0 where nobody tells
         self.records = {(r["suite"], r["id"], r["repeat"]): r for r in (kept.records if kept else ())}
         self._passed = sum(r["passed"] for r in self.records.values())
+        self._warm = False  # whether a case was run in this session
 
     @property
     def left(self) -> list[Trial]:
@@ -231,12 +233,17 @@ class _Work:
 
     def judged(self, outcome: Outcome) -> None:
         """A trial is finished. Raises `FingerprintError` where another model answered it."""
-        made = record(outcome)
+        made = {**record(outcome), "warm_up": not self._warm}
+        self._warm = True
         sanity.same_model([made], self.wanted)
         if self._kept:
             self._kept.add(made)
         self.records[outcome.trial.key] = made
         self._passed += made["passed"]
+        self.tell()
+
+    def tell(self) -> None:
+        """Tell how far it is."""
         if self._progress:
             self._progress(len(self.records), len(self.trials), self._passed)
 
@@ -264,11 +271,12 @@ async def _score_all(work: _Work, started: Started, scratch: Path) -> str:
 
         left = work.left
         try:
-            # The first alone: the warm-up, and what can be told of the prompts is told before the rest is run.
+            # The first alone: the warm-up, and what can be told of the prompts is told before the rest is run. They are
+            # looked at also where nothing is left: the session that ran the cases may have been stopped before it did.
             for trials, concurrency in ((left[:1], 1), (left[1:], config.at_once)):
                 if trials:
                     await host(trials, run, work.judged, concurrency=concurrency)
-                    await work.check_prompts(model)
+                await work.check_prompts(model)
             # A server that was replaced in the meantime is not the one to be scored.
             await model.identify()
         except FingerprintError:
@@ -280,7 +288,7 @@ async def _score_all(work: _Work, started: Started, scratch: Path) -> str:
 async def _run(model: Subject, trial: Trial, settings: AgentSettings, scratch: Path) -> Outcome:
     """One trial in a directory of its own. Raises `ServerError` where nobody answers any more."""
     with tempfile.TemporaryDirectory(dir=scratch) as directory:
-        world = Scratch(Path(directory), trial.case.files)
+        world = _world(Path(directory), trial.case)
         run = await model.driver.run(trial.case, world, seed=trial.seed)
         if trial.case.expect.files is not None:
             run.files = world.snapshot()
@@ -288,6 +296,13 @@ async def _run(model: Subject, trial: Trial, settings: AgentSettings, scratch: P
         # A server that is there but slow is the case's failure; one that is gone is the end of the evaluation.
         await model.answers()
     return Outcome(trial, run, settings.retries)
+
+
+def _world(directory: Path, case: Case) -> Scratch:
+    try:
+        return Scratch(directory, case.files)
+    except (ToolError, FileExistsError, NotADirectoryError, UnicodeError) as e:
+        raise DataError(f"the files of case {case.id!r} cannot be made ({e}): mend the suite") from e
 
 
 @contextmanager

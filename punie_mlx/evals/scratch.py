@@ -28,6 +28,9 @@ PROGRAMS = frozenset({"cat", "echo", "find", "grep", "head", "ls", "pwd", "tail"
 # Options of `find` that write, delete or start programs.
 FIND_ACTS = re.compile(r"-(exec|execdir|ok|okdir|delete|fprint|fprint0|fprintf|fls)$")
 
+# Options that take names of files from a file: nobody sees where those lead. Long options of `wc` may be cut short.
+NAMES_FROM_FILE = {"find": re.compile(r"-files0-from$"), "wc": re.compile(r"--f")}
+
 # A word that names a path from the root or a home, or climbs; an option may carry one: -f/etc/hosts, --file=../x.
 OUTSIDE = re.compile(r"^(-\w+|--[\w-]+=)?[/~]|(^|[/=]|^-\w+)\.\.(/|$)")
 
@@ -64,7 +67,7 @@ class Scratch:
             text = getattr(self, name)(**arguments) if name in TOOLS else "ok"
         except ToolError as e:
             return Outcome(f"error: {e}", False)
-        except TypeError as e:  # the suite offers a world's tool under another schema
+        except (TypeError, AttributeError, LookupError) as e:  # the suite offers a world's tool under another schema
             return Outcome(f"error: {e}", False)
         except UnicodeError:
             return Outcome("error: the text cannot be written as UTF-8", False)
@@ -197,6 +200,8 @@ class Scratch:
     def find_symbol(self, name: str, kind: str = "") -> str:
         spelled = re.escape(name)
         forms = {"class": rf"\bclass {spelled}\b", "function": rf"\bdef {spelled}\b", "variable": rf"\b{spelled} ="}
+        if kind and kind not in forms:
+            raise ToolError(f"kind must be one of {', '.join(forms)}")
         wanted = re.compile(forms[kind] if kind else "|".join(forms.values()))
         return next((self._shown(p) for p in self._files(self.root) if wanted.search(self._read(p))), "nothing found")
 
@@ -290,6 +295,8 @@ def command_line(command: str) -> list[str]:
             raise ToolError("pipes, redirections and several commands are not allowed here")
         if argv[0] == "find" and FIND_ACTS.match(word):
             raise ToolError(f"find {word} is not allowed here")
+        if (option := NAMES_FROM_FILE.get(argv[0])) and option.match(word):
+            raise ToolError(f"{argv[0]} {word} is not allowed here")
         if argv[0] != "echo" and OUTSIDE.search(word):
             raise ToolError("the path is outside the project")
     return argv

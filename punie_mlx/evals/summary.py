@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from punie_mlx.errors import DataError
@@ -27,7 +28,7 @@ PERCENTILES = (50, 90, 95, 99)
 
 
 def summarize(cases: Sequence[Record], concurrency: int) -> dict[str, Any]:
-    """The `summary` of a result. The first case is the warm-up: it is scored, but its time is left out."""
+    """The `summary` of a result. Warm-ups are scored, but their time is left out."""
     return {
         **rate(cases, _passed),
         "by_category": _by(cases, "category"),
@@ -222,16 +223,23 @@ def _tokens(cases: Sequence[Record]) -> dict[str, Any]:
     }
 
 
+def timed(cases: Sequence[Record]) -> Sequence[Record]:
+    """The cases whose time counts: all but the first of each session; all where there is no other.
+
+    A file that does not tell its sessions had one.
+    """
+    return [c for i, c in enumerate(cases) if not c.get("warm_up", i == 0)] or cases
+
+
 def _seconds(cases: Sequence[Record], concurrency: int) -> dict[str, Any]:
-    walls = [c["seconds"]["wall"] for c in cases]
-    counted = walls[1:] or walls
+    counted = [c["seconds"]["wall"] for c in timed(cases)]
     return {
         "median": statistics.median(counted),
         "mean": statistics.fmean(counted),
         **{f"p{p}": percentile(counted, p) for p in PERCENTILES},
         "max": max(counted),
         "n": len(counted),
-        "warm_up": walls[0],
+        "warm_up": cases[0]["seconds"]["wall"],
         "concurrency": concurrency,
         "note": "wall time of a case" + (", which shares the server with others" if concurrency > 1 else ""),
     }
@@ -282,7 +290,7 @@ def table(result: Record) -> Table:
     """The result by category and check, for the terminal."""
     summary, seconds = result["summary"], result["summary"]["seconds_per_query"]
     shown = Table(
-        title=f"{result['model']['name']} ({result['model']['fingerprint'][:12]})",
+        title=escape(f"{result['model']['name']} ({result['model']['fingerprint'][:12]})"),
         caption=f"95% Wilson intervals; {seconds['median']:.2f} s a query (median of {seconds['n']} "
         f"at concurrency {seconds['concurrency']}, warm-up of {seconds['warm_up']:.2f} s left out)",
     )
@@ -292,7 +300,7 @@ def table(result: Record) -> Table:
     for group in ("by_category", "by_check"):
         for name, found in summary[group].items():
             if found["n"]:
-                shown.add_row(name, f"{found['passed']}/{found['n']}", percent(found))
+                shown.add_row(escape(name), f"{found['passed']}/{found['n']}", percent(found))
         shown.add_section()
     for row in _further_rows(summary):
         shown.add_row(*row)

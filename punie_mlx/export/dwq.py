@@ -158,7 +158,7 @@ def tune(
     best = before = divergence_of(measured, network)
     best_at, found = 0, None
     marks = {round(len(turns) * (i + 1) / config.measurements) for i in range(config.measurements)}
-    step = _step(network, teacher, config, len(turns))
+    step = _step(network, teacher, config.temperature, _adam(network, config, len(turns)))
     for i, said in enumerate(turns, 1):
         step(said)
         if i in marks:
@@ -192,26 +192,28 @@ def _unfreeze(_: str, module: Any) -> None:
         module.unfreeze(keys=list(TUNED), recurse=False)
 
 
-def _step(network: Any, teacher: Any, config: DwqConfig, steps: int) -> Callable[[Said], None]:
-    """One step of Adam on one turn."""
+def _adam(network: Any, config: DwqConfig, steps: int) -> optimizers.Optimizer:
     learned: dict[str, mx.array] = dict(tree_flatten(network.trainable_parameters()))
-    scales = [value for name, value in learned.items() if name.endswith(".scales")]
-    size = float(np.mean(np.concatenate([np.abs(np.array(value)).reshape(-1) for value in scales])))
-    rate = optimizers.cosine_decay(config.learning_rate * size, steps)
-    adam = optimizers.Adam(learning_rate=rate, bias_correction=True)
+    scales = [np.abs(np.array(value)).reshape(-1) for name, value in learned.items() if name.endswith(".scales")]
+    rate = optimizers.cosine_decay(config.learning_rate * float(np.mean(np.concatenate(scales))), steps)
+    return optimizers.Adam(learning_rate=rate, bias_correction=True)
+
+
+def _step(network: Any, teacher: Any, temperature: float, optimizer: optimizers.Optimizer) -> Callable[[Said], None]:
+    """One step of `optimizer` on one turn."""
 
     def loss(tokens: mx.array, start: int, wanted: mx.array) -> mx.array:
-        found = _soft(network(tokens)[:, start - 1 :], config.temperature)
+        found = _soft(network(tokens)[:, start - 1 :], temperature)
         return (mx.exp(wanted) * (wanted - found)).sum(axis=-1).mean()
 
     gradients = nn.value_and_grad(network, loss)
 
     def step(said: Said) -> None:
         tokens = mx.array(said.tokens[:-1])[None]
-        wanted = mx.stop_gradient(_soft(teacher(tokens)[:, said.start - 1 :], config.temperature))
+        wanted = mx.stop_gradient(_soft(teacher(tokens)[:, said.start - 1 :], temperature))
         value, found = gradients(tokens, said.start, wanted)
-        adam.update(network, found)
-        mx.eval(network.trainable_parameters(), adam.state, value)
+        optimizer.update(network, found)
+        mx.eval(network.trainable_parameters(), optimizer.state, value)
 
     return step
 

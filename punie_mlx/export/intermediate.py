@@ -18,7 +18,7 @@ from typing import Any
 
 from punie_mlx import identity
 from punie_mlx.errors import ConfigError, ModelError
-from punie_mlx.export import store
+from punie_mlx.export import lineage, store
 from punie_mlx.weights import load_lazily
 
 OWN = frozenset({identity.MANIFEST, "config.json", "model.safetensors.index.json"})
@@ -35,13 +35,18 @@ def check_pair(fused: Path, quantized: Path) -> None:
         )
 
 
-def check_settings(quantized: Path, wanted: Mapping[str, Any]) -> None:
-    """Raise `ConfigError` unless a quantized model that is there already was made with the settings `wanted`."""
+def check_settings(quantized: Path, wanted: Mapping[str, Any], *, tuned: bool = False) -> None:
+    """Raise `ConfigError` unless a quantized model that is there already was made with the settings `wanted`.
+
+    `tuned`: by DWQ, too.
+    """
     settings = (identity.read_manifest(quantized) or {}).get("settings") or {}
     # Models of earlier versions know no recipe: they are all uniform.
     if other := {k: settings.get(k, v) for k, v in wanted.items() if settings.get(k, v) != v}:
         said = ", ".join(f"{k} {v}" for k, v in other.items())
         raise ConfigError(f"{quantized} was made with {said}: pass that, --overwrite, or another --out")
+    if tuned and not settings.get("dwq"):
+        raise ConfigError(f"{quantized} was made without --dwq: leave that out, pass --overwrite, or another --out")
 
 
 def drop(fused: Path, quantized: Path) -> int:
@@ -49,11 +54,12 @@ def drop(fused: Path, quantized: Path) -> int:
 
     Raises `ModelError`, and deletes nothing, unless `check_pair` finds both as they should be.
     """
-    fused = Path(fused)
-    check_pair(fused, Path(quantized))
+    fused, quantized = Path(fused), Path(quantized)
+    check_pair(fused, quantized)
+    fused = fused.resolve()  # `.` has no name
     size = store.size_bytes(fused)
     # Under another name first: what is stopped in the middle must not look like a model. `sweep_partials` finds it.
-    gone = fused.absolute().with_name(f".{fused.name}.{os.getpid()}.old")
+    gone = fused.with_name(f".{fused.name}.{os.getpid()}.old")
     fused.rename(gone)
     shutil.rmtree(gone)
     return size
@@ -70,7 +76,7 @@ def check_intermediate(fused: Path) -> None:
             f"{fused} is no model that punie-mlx fuse wrote (its manifest says {_kind(manifest)}): {kept}. "
             "Only such a model can be made again"
         )
-    if manifest.get("hub"):
+    if manifest.get("hub") or "/" in lineage.name_of(fused):  # a copy with a manifest of its own, or the hub's cache
         raise ModelError(f"{fused} came from the model hub, and is no intermediate of yours: {kept}")
     if manifest.get("fingerprint") != identity.fingerprint(fused):
         raise ModelError(f"{fused} was changed after punie-mlx fuse wrote it: {kept}")

@@ -30,6 +30,7 @@ NAMED: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 READ = ("config", "chat template", "about it")
 """Kinds of files whose text is read before it is published, beside the configuration of the tokenizer."""
+CONFIGS = (*NAMED["config"], "tokenizer_config.json")
 SECRET_NAMES = (
     ".env*", "*.pem", "*.key", "*.p12", "*.pfx", "*.kdbx", "id_rsa*", "id_ed25519*", "id_ecdsa*", ".netrc", "*.netrc",
     ".git-credentials", "credentials*", "*secret*", "token", "*.token", "token.txt", "*password*", ".npmrc", ".pypirc",
@@ -40,8 +41,10 @@ SECRETS = re.compile(
 )
 PLACE = re.compile(r"(?<![\w:/.<$}])(?:~|[A-Za-z]:)?[/\\](?:[\w.@+-]+[/\\])+[\w.@+-]*")
 """An absolute path of two parts or more, inside any text."""
-HOMES = re.compile(r"/(?:home|Users)/[\w.@+-]+|[A-Za-z]:\\Users\\\w+")
+HOMES = re.compile(r"/(?:home|Users)/[\w.@+-]+|(?<![\w.])/root/[\w.@+-]+|[A-Za-z]:\\{1,2}Users\\{1,2}\w+")
 """Somebody's own directory; a chat template may hold one as an example, and is only looked at for this machine's."""
+WHOLE = re.compile(r'"(?:~|[A-Za-z]:)?[/\\]+(?:[\w.@+ -]+[/\\]+)+[\w.@+ -]*"')
+"""A text of a configuration that is a path and nothing else, as `_name_or_path` may be."""
 PLACES = frozenset({"path", "data", "out", "model", "adapter", "select", "work", "recipe", "chat_template", "base"})
 """Keys whose values are places where they hold a slash."""
 UNSAID = frozenset({"stage", "hub", "url", "host", "user"})
@@ -49,7 +52,9 @@ UNSAID = frozenset({"stage", "hub", "url", "host", "user"})
 
 
 def kind_of(name: str) -> str | None:
-    """What a file is by its name: a key of `NAMED`, or None where it is not published."""
+    """What a file is by its name: a key of `NAMED`, or None where it is not published, as in a directory of its own."""
+    if "/" in name or "\\" in name:
+        return None
     for kind, patterns in NAMED.items():
         if any(fnmatch.fnmatchcase(name, p) for p in patterns):
             return kind
@@ -83,6 +88,7 @@ def check_texts(texts: Iterable[tuple[str, str]]) -> None:
     here = re.compile("|".join(mine) or "(?!)")
     for name, text in texts:
         places = [here] if kind_of(name) == "chat template" else [here, HOMES]
+        places += [WHOLE] if name in CONFIGS else []
         for number, line in enumerate(text.splitlines(), 1):
             if found := SECRETS.search(line):
                 raise ConfigError(

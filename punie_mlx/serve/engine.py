@@ -255,9 +255,11 @@ class _Generator(server.ResponseGenerator):
 
     def _serve_single(self, request: Any, stream: Any) -> None:
         job, *rest = request
+        queue = _Prefill(job)
         if isinstance(drafter := self.model_provider.draft_model, lookup.PromptLookup):
             drafter.context = job.generation.guesses = lookup.Context(job.tokens, job.skeletons)
-        super()._serve_single((_Prefill(job), *rest), stream)
+            drafter.progress = lambda done, total: queue.put((done, total))
+        super()._serve_single((queue, *rest), stream)
 
     def _log_cache_stats(self) -> None:
         pass

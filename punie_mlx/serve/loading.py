@@ -108,11 +108,16 @@ def load_draft(draft: Path, loaded: Loaded) -> Any:
 
 
 def _refuse_uneven(loaded: Loaded) -> None:
-    if not can_trim_prompt_cache(make_prompt_cache(loaded.network)):
+    if not all(map(_rewinds, make_prompt_cache(loaded.network))):
         raise ConfigError(
             "the model's cache cannot be rewound, so no tokens can be guessed ahead: leave out the draft model or "
             "--prompt-lookup"
         )
+
+
+def _rewinds(cache: Any) -> bool:
+    """Whether tokens can be taken back, however many there are: one that rotates forgets what they have replaced."""
+    return can_trim_prompt_cache([cache]) and not any(hasattr(c, "max_size") for c in getattr(cache, "caches", [cache]))
 
 
 def probe(network: Any) -> mx.array:

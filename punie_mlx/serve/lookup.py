@@ -29,6 +29,7 @@ _VALUE = "\ue000value\ue001"  # stands in no tool's name
 
 Processor = Callable[[mx.array, mx.array], mx.array]
 Sampler = Callable[[mx.array], mx.array]
+Progress = Callable[[int, int], None]
 
 
 class Context:
@@ -75,10 +76,14 @@ class Context:
 
 
 class PromptLookup:
-    """Stands where mlx_lm's engine has a draft model. `context` is that of the request that is served now."""
+    """Stands where mlx_lm's engine has a draft model. `context` is that of the request that is served now.
+
+    `progress` is told how many tokens of how many are prefilled, and may raise: mlx_lm has none with a draft model.
+    """
 
     def __init__(self) -> None:
         self.context = Context()
+        self.progress: Progress = lambda done, total: None
 
     def make_cache(self) -> list[Any]:
         return []  # it computes nothing
@@ -137,7 +142,7 @@ def steps(
     accepted = 0
     with mx.stream(stream):
         rows = _Rows(sampler, logits_processors or (), prompt)
-        last = _prefill(prompt, model, prompt_cache, prefill_step_size)
+        last = _prefill(prompt, model, prompt_cache, prefill_step_size, lookup.progress)
         try:
             left = max_tokens
             while left:
@@ -168,9 +173,11 @@ def _numbers(array: mx.array) -> list[int]:
     return numbers
 
 
-def _prefill(prompt: mx.array, model: Any, cache: list[Any], step: int) -> int:
+def _prefill(prompt: mx.array, model: Any, cache: list[Any], step: int, progress: Progress) -> int:
     """Run all of `prompt` but its last token, which is returned."""
+    total = prompt.size
     while prompt.size > 1:
+        progress(total - prompt.size, total)
         part = prompt[: min(step, prompt.size - 1)]
         model(part[None], cache=cache)
         mx.eval([c.state for c in cache])
@@ -189,8 +196,9 @@ def skeletons(tokenizer: Any, wire: str, tools: Sequence[Mapping[str, Any]]) -> 
     made: list[int] = []
     for tool in tools:
         function = tool["function"]
-        names = function.get("parameters", {}).get("properties", {})
-        text = formats.render(wire, [ToolCall(function["name"], dict.fromkeys(names, _VALUE))])
+        names = function.get("parameters", {}).get("properties")  # may be anything: a schema comes from the client
+        values = dict.fromkeys(names, _VALUE) if isinstance(names, dict) else {}
+        text = formats.render(wire, [ToolCall(function["name"], values)])
         for part in text.split(_VALUE):
             made += [*tokenizer.encode(part, add_special_tokens=False), GAP]
     return made

@@ -242,7 +242,9 @@ class Recorded(Trace):
         loaded = self._loaded
         if loaded is None:
             return []
-        return [[t, objects.token_bytes(t, loaded).decode("utf-8", "replace")] for t in self.prompt]
+        # Each token once: others wait meanwhile, and a prompt is long.
+        texts = {t: objects.token_bytes(t, loaded).decode("utf-8", "replace") for t in set(self.prompt)}
+        return [[t, texts[t]] for t in self.prompt]
 
     def _own(self, choice: Choice) -> list[Any]:
         """The spans of one of several choices."""

@@ -28,6 +28,26 @@ def types_of(schema: Schema) -> list[str]:
     return [found] if isinstance(found, str) else list(found)
 
 
+_SHAPES = {"type": str | list, "enum": list, "required": list, "properties": dict, "anyOf": list, "oneOf": list}
+
+
+def malformed(schema: Any, where: str = "") -> str | None:
+    """What makes `schema` none that a value can be judged by, in words; None where it is one."""
+    if not isinstance(schema, dict):
+        return f"{where or 'it'} is no object"
+    for key, kind in _SHAPES.items():
+        if key in schema and not isinstance(schema[key], kind):
+            return f"{_join(where, key)} is {_name(schema[key])}"
+    if not all(isinstance(name, str) for name in (*types_of(schema), *schema.get("required", []))):
+        return f"{_join(where, 'type')} or {_join(where, 'required')} holds what is no name"
+    below = [(_join(where, name), s) for name, s in schema.get("properties", {}).items() if not isinstance(s, bool)]
+    below += [(_join(where, key), s) for key in ("anyOf", "oneOf") for s in schema.get(key, [])]
+    below += [
+        (_join(where, k), schema[k]) for k in ("items", "additionalProperties") if isinstance(schema.get(k), dict)
+    ]
+    return next((found for at, s in below if (found := malformed(s, at))), None)
+
+
 def problem(value: Any, schema: Schema, where: str = "") -> str | None:
     """What is wrong with `value` under `schema`, in words; None where it conforms."""
     label = where or "the value"

@@ -173,6 +173,36 @@ def test_what_is_no_use_is_listed_with_its_reason(tmp_path: Path, entry: Any, re
     assert reason in told and places == ["log.jsonl:2"]
 
 
+@pytest.mark.parametrize("odd", [None, 1, "x", [1], {"a": 1}, [None], [[]]])
+def test_whatever_a_log_holds_is_no_crash(tmp_path: Path, odd: Any) -> None:
+    """Each value of an entry in turn is something odd."""
+    request = {"messages": [USER], "tools": [TOOL]}
+    message = {"role": "assistant", "content": None, "tool_calls": [call()]}
+    response = {"choices": [{"index": 0, "message": message, "finish_reason": "tool_calls"}]}
+    delta = {"content": "x", "tool_calls": [{"index": 0, "function": call()["function"]}]}
+    event = {"choices": [{"index": 0, "delta": delta, "finish_reason": "tool_calls"}]}
+    good = {"request": request, "response": response}
+    entries = [*spoilt(good, odd), *spoilt({"messages": [USER, message], "tools": [TOOL]}, odd)]
+    entries += [{**good, "response": f"data: {json.dumps(one)}"} for one in spoilt(event, odd)]
+    path = tmp_path / "log.jsonl"
+    path.write_text("".join(json.dumps(e) + "\n" for e in [good, *entries]))
+    made = import_logs(path)
+    assert made.turns >= 1 and sum(map(len, made.skipped.values())) > 10
+    assert made.turns <= len(entries) + 1
+
+
+def spoilt(value: Any, odd: Any) -> list[Any]:
+    """`value` once for each value inside it, which is `odd` instead."""
+    inside: Any = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    found = []
+    for key, below in inside:
+        for one in [odd, *spoilt(below, odd)]:
+            copy = value.copy()
+            copy[key] = one
+            found.append(copy)
+    return found
+
+
 def test_our_own_results_are_logs(tmp_path: Path) -> None:
     exchange = {"status": 200, "request": asked(), "response": response(call())}
     tool = {"role": "tool", "tool_call_id": "c1", "content": "sent"}

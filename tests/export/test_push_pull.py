@@ -353,6 +353,25 @@ def test_texts_with_a_secret_are_not_published(text, why, there, copy):
     assert there.seen == []
 
 
+@pytest.mark.parametrize("place", ["/mnt/disk 2/models/x", "~/models/x", "/root/.cache/x", "D:\\models\\x"])
+def test_a_configuration_with_a_place_is_not_published(place, there, copy):
+    said = json.loads((copy / "tokenizer_config.json").read_text())
+    (copy / "tokenizer_config.json").write_text(json.dumps(said | {"name_or_path": place}, indent=2))
+    manifest = json.loads((copy / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps(manifest | {"fingerprint": identity.fingerprint(copy)}))
+    with pytest.raises(ConfigError, match="a place on this machine"):
+        push(PushConfig(copy, NAME, dry_run=True))
+
+
+def test_files_in_directories_of_a_repository_are_not_ours(there, made, tmp_path):
+    inside = {"model_old/x.safetensors": b"old", "model-a/../../x.safetensors": b"out", "x/y.tiktoken": b"z"}
+    assert [published.kind_of(name) for name in inside] == [None] * 3
+    push(PushConfig(made, NAME))
+    there.add(NAME, {**files_of(there), "model_old/x.safetensors": b"old"})
+    assert push(PushConfig(made, NAME)).deleted == []
+    assert pull(NAME, tmp_path / "got").left_out == [".gitattributes", "model_old/x.safetensors"]
+
+
 def test_what_cannot_be_published(there, copy, base, adapter):
     with pytest.raises(ModelError, match="was not written by punie-mlx fuse or quantize"):
         push(PushConfig(base, NAME))

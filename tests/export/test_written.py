@@ -183,6 +183,30 @@ def test_nothing_else_is_deleted(spoil: Callable[[Path, Path], None], why, pair)
     assert sorted(p.name for p in fused.iterdir()) == before
 
 
+def test_what_lies_in_the_hubs_cache_is_kept(pair, tmp_path):
+    fused, made = pair
+    cached = tmp_path / "models--org--name" / "snapshots" / "0123abc"
+    cached.parent.mkdir(parents=True)
+    fused.rename(cached)
+    with pytest.raises(ModelError, match="came from the model hub"):
+        intermediate.drop(cached, made)
+    assert (cached / "model.safetensors").is_file()
+
+
+def test_the_directory_that_one_is_in_can_go(pair, monkeypatch):
+    fused, made = pair
+    monkeypatch.chdir(fused)
+    intermediate.drop(Path(), Path("../5bit"))
+    assert not fused.exists() and [p.name for p in made.parent.iterdir()] == ["5bit"]
+
+
+def test_a_tuning_that_was_asked_for_is_not_left_out(pair):
+    fused, made = pair
+    done = invoke(fused, made, "--dwq", "data")
+    assert isinstance(done.exception, ConfigError) and "was made without --dwq" in str(done.exception)
+    assert fused.exists()
+
+
 def test_a_link_is_not_followed(pair):
     fused, made = pair
     link = fused.with_name("link")

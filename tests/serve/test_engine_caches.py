@@ -179,7 +179,8 @@ def test_a_draft_model_of_another_vocabulary_is_refused(tiny_base: Path, scripte
         start(tiny_base, draft=scripted_model)
 
 
-def test_one_that_is_served_alone_can_be_cancelled(tiny_base: Path) -> None:
+@pytest.mark.parametrize("limits", [Limits(kv_bits=8), Limits(lookup=True)])
+def test_one_that_is_served_alone_can_be_cancelled(tiny_base: Path, limits: Limits) -> None:
     async def scenario(engine: Engine) -> int:
         prompt = encode(engine, TASK)
         with engine.generate(prompt, GREEDY, 500) as generation:
@@ -187,12 +188,13 @@ def test_one_that_is_served_alone_can_be_cancelled(tiny_base: Path) -> None:
                 break
         prompt = encode(engine, "again " * 400)
         with engine.generate(prompt, GREEDY, 500) as generation:
-            while generation.progress is None:
+            while generation.progress is None and generation.first is None:
                 await asyncio.sleep(0.0005)
+            assert generation.progress is not None
         tokens, _ = await answer(engine, encode(engine, TASK), 3)
         return len(tokens)
 
-    engine = start(tiny_base, Limits(kv_bits=8))
+    engine = start(tiny_base, limits)
     try:
         assert asyncio.run(scenario(engine)) == 3
         assert engine.running == 0 and engine.stats().restarts == 0

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import pytest
 from mlx_lm.generate import generate_step
+from mlx_lm.models import gemma3_text
 from mlx_lm.models.cache import make_prompt_cache
 
 from punie_mlx.chat.render import safe_prompt
+from punie_mlx.errors import ConfigError
 from punie_mlx.serve import loading, lookup
 from punie_mlx.serve.generation import Limits
 from punie_mlx.serve.sampling import Penalties, greedy
@@ -139,6 +142,41 @@ def test_skeletons_spell_the_calls_up_to_their_values(base):
         "<tool_call>" + text == "<tool_call>\n<function=move_file>\n<parameter=source>\n"[: len("<tool_call>" + text)]
     )
     assert lookup.GAP not in context.guess(99) and "move_file" in text
+
+
+@pytest.mark.parametrize("parameters", [{}, {"properties": None}, {"properties": []}, {"properties": {"a": True}}])
+def test_odd_schemas_have_skeletons(base, parameters):
+    marks = lookup.skeletons(base.tokenizer, "qwen3_coder", [{"function": {"name": "go", "parameters": parameters}}])
+    assert "go" in base.tokenizer.decode([t for t in marks if t != lookup.GAP])
+
+
+def test_a_prefill_tells_how_far_it_is_and_can_be_ended(base):
+    tokens, told = prompt(base, QUESTIONS[0]), []
+
+    def progress(done: int, total: int) -> None:
+        told.append((done, total))
+        if done:
+            raise InterruptedError
+
+    drafter = lookup.PromptLookup()
+    drafter.progress = progress
+    cache = make_prompt_cache(base.network)
+    steps = lookup.steps(
+        mx.array(tokens), base.network, drafter, mx.new_stream(mx.default_device()), max_tokens=1,
+        prompt_cache=cache, sampler=greedy, prefill_step_size=32,
+    )  # fmt: skip
+    with pytest.raises(InterruptedError):
+        next(steps)
+    assert told == [(0, len(tokens)), (32, len(tokens))] and cache[0].offset == 32
+
+
+def test_a_model_whose_cache_rotates_is_refused(base):
+    size = {"hidden_size": 8, "num_hidden_layers": 2, "intermediate_size": 8, "num_attention_heads": 1, "head_dim": 8}
+    window = {"sliding_window": 4, "sliding_window_pattern": 2, "num_key_value_heads": 1, "vocab_size": 8}
+    network = gemma3_text.Model(gemma3_text.ModelArgs(model_type="gemma3_text", **size, **window))
+    loading._refuse_uneven(base)
+    with pytest.raises(ConfigError, match="cannot be rewound"):
+        loading._refuse_uneven(replace(base, network=network))
 
 
 def test_nothing_is_guessed_beyond_the_answers_length(base):

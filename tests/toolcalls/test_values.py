@@ -2,7 +2,7 @@
 
 import pytest
 
-from punie_mlx.toolcalls.values import equal, problem
+from punie_mlx.toolcalls.values import equal, malformed, problem
 
 INTEGER, NUMBER, STRING, BOOLEAN = ({"type": t} for t in ("integer", "number", "string", "boolean"))
 
@@ -71,3 +71,19 @@ def test_a_default_does_not_stand_in_for_what_is_required():
     schema = {"properties": {"unit": {"type": "string", "default": "m"}}}
     assert equal({"unit": "m"}, {}, schema) and equal({}, {"unit": "m"}, schema)
     assert not equal({"unit": "m"}, {}, {**schema, "required": ["unit"]})
+
+
+@pytest.mark.parametrize(
+    ("schema", "found"),
+    [
+        ({"type": ["string", "null"], "enum": ["a"], "properties": {"a": True}, "items": {}}, None),
+        ({"properties": None}, "properties is null"),
+        ({"properties": {"a": {"enum": 3}}}, "a.enum is integer"),
+        ({"type": [1]}, "type or required holds what is no name"),
+        ({"anyOf": [{"type": "string"}, 1]}, "anyOf is no object"),
+        ({"items": {"type": None}}, "items.type is null"),
+        ([], "it is no object"),
+    ],
+)
+def test_schemas_that_are_none(schema, found):
+    assert malformed(schema) == found

@@ -23,7 +23,7 @@ _WHOLE = re.compile(r"\w(?:\S*\w)?")  # a path or a number stays one word
 _ENDING = re.compile(r"([^\W\d_]{4,}?)(?:ing|ed|es|(?<!s)s)")
 # Words that make a question longer or more polite, but no other one.
 _POLITE = "please hi hey hello can could would will you me my i i'd i'm just some now thanks thank kindly"
-_FILLERS = frozenset(f"a an the want need like to {_POLITE}".split())
+_FILLERS = frozenset(f"a an the all whole entire want need like to {_POLITE}".split())
 
 
 def normalize(text: str) -> str:

@@ -27,7 +27,10 @@ def body_of(value: Any, what: str) -> Mapping[str, Any]:
     if isinstance(value, str):
         text = value.strip()
         if text.startswith(("data:", "event:", ":")):
-            return _joined(text)
+            try:
+                return _joined(text)
+            except (AttributeError, TypeError) as e:
+                raise Unusable("the stream holds an event that is no piece of a completion") from e
         try:
             value = json.loads(text)
         except (ValueError, RecursionError) as e:
@@ -93,7 +96,10 @@ def said(message: Any, finish: str | None = None) -> Answer:
     if message.get("function_call"):
         raise Unusable("the call is of the old function_call form")
     found = Answer(text_of(message.get("content")), finish_reason=finish)
-    for call in message.get("tool_calls") or ():
+    calls = message.get("tool_calls") or []
+    if not isinstance(calls, list):
+        raise Unusable("`tool_calls` is no list")
+    for call in calls:
         function = call.get("function") if isinstance(call, Mapping) else None
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             raise Unusable("a call has no name")
