@@ -66,6 +66,8 @@ def plain(messages):
 
 # ---- the same words, the same verdict ----
 
+FLIES, MISREADS = call("fly", {}, "c0"), call("read_file", "[1]", "c0")
+ONCE = {"calls": READ["calls"], "turns": "first"}
 WORDS = {
     "a call and the answer": (READ, [says(None, READS), says("It says amber.")]),
     "text beside a call": (READ, [says("Let me look.", READS), says("It says amber.")]),
@@ -73,8 +75,14 @@ WORDS = {
     "two calls": (READ, [says(None, READS, call("read_file", {"path": "b"}, "c2")), says("amber")]),
     "no end": (READ, [says(None, READS)]),
     "an unknown tool": (READ, [says(None, call("fly", {})), says("amber")]),
-    "an unknown tool, mended": (READ, [says(None, call("fly", {}, "c0")), says(None, READS), says("amber")]),
+    "an unknown tool, mended": (READ, [says(None, FLIES), says(None, READS), says("amber")]),
+    "two wrong at once, mended": (READ, [says(None, FLIES, FLIES | {"id": "c9"}), says(None, READS), says("amber")]),
+    "wrong, right and wrong again": (READ | {"calls": READ["calls"] * 2}, [
+        says(None, MISREADS), says(None, READS), says(None, MISREADS | {"id": "c2"}), says(None, READS | {"id": "c3"}),
+        says("amber")]),
+    "wrong after what counts": (ONCE, [says(None, READS), says(None, FLIES), says("amber")]),
     "arguments that are no JSON": (READ, [says(None, call("read_file", '{"path": "a')), says("amber")]),
+    "arguments without end": (READ, [says(None, call("read_file", "[" * 100_000)), says("amber")]),
     "arguments that are no object": (READ, [says(None, call("read_file", "[1]")), says("amber")]),
     "no arguments": ({"calls": [{"name": "run_command"}], "execution": "any"}, [says(None, call("run_command", "")),
                      says("x")]),
@@ -93,11 +101,7 @@ WORDS = {
 @pytest.mark.parametrize("retries", [0, 1])
 def test_both_clients_judge_the_same_words_alike(tmp_path, scripted, retries):
     """One suite, each case with words of its own, through both; what was called and executed is the same, too."""
-    cases = [case(expect, id=name, system=name) for name, (expect, _) in WORDS.items()]
-    replies = {name: in_turn(*words) for name, (_, words) in WORDS.items()}
-    scripted.reply = lambda body: replies[body["messages"][0]["content"]](body)
-    agent = AgentSettings(retries=retries)
-    first, second = (run(tmp_path, scripted, *cases, through=t, agent=agent)["cases"] for t in HTTP)
+    first, second = (said(tmp_path, scripted, t, retries) for t in HTTP)
     keys = ("passed", "passed_with_retry", "lenient", "checks", "parse_failures", "retried", "answer", "unread_call")
     for one, other in zip(first, second, strict=True):
         assert {k: one[k] for k in keys} == {k: other[k] for k in keys}, one["id"]
@@ -107,6 +111,44 @@ def test_both_clients_judge_the_same_words_alike(tmp_path, scripted, retries):
         assert executed[0] == executed[1], one["id"]
     assert 3 <= sum(r["passed"] for r in first) < len(first)
     assert any(r["passed_with_retry"] and not r["passed"] for r in first) is bool(retries)
+
+
+def said(tmp_path, scripted, through, retries):
+    """The records of `WORDS`."""
+    cases = [case(expect, id=name, system=name) for name, (expect, _) in WORDS.items()]
+    replies = {name: in_turn(*words) for name, (_, words) in WORDS.items()}
+    scripted.reply = lambda body: replies[body["messages"][0]["content"]](body)
+    agent = AgentSettings(retries=retries, request_limit=6)
+    return run(tmp_path, scripted, *cases, through=through, agent=agent)["cases"]
+
+
+@pytest.mark.parametrize("through", HTTP)
+def test_a_first_try_is_judged_the_same_whether_or_not_there_is_a_second(tmp_path, scripted, through):
+    without, allowed = (said(tmp_path, scripted, through, retries) for retries in (0, 2))
+    for one, other in zip(without, allowed, strict=True):
+        assert {k: one[k] for k in ("passed", "lenient")} == {k: other[k] for k in ("passed", "lenient")}, one["id"]
+    assert any(r["retried"] and r["lenient"] for r in allowed)
+
+
+LOOKS = [READS | {"id": f"h{i}"} for i in range(4)]
+LOOKED = [
+    {"role": "user", "content": "Look four times"},
+    {"role": "assistant", "content": None, "tool_calls": LOOKS},
+    *({"role": "tool", "tool_call_id": c["id"], "content": "amber"} for c in LOOKS),
+    {"role": "assistant", "content": "It says amber."},
+    {"role": "user", "content": "And what does it mean?"},
+]
+
+
+@pytest.mark.parametrize("through", HTTP)
+def test_retries_are_seen_behind_any_history(tmp_path, scripted, through):
+    """PydanticAI joins the results of one turn, so its history is shorter than what it was given. With a follow-up,
+    what was asked again for the first query is counted once."""
+    replies = [says(""), says("A resin."), says(""), says("Because.")]
+    scripted.reply = lambda body: replies[len(scripted.requests) - 1]
+    asked = case(NO_CALL, messages=LOOKED, follow_ups=["Why?"])
+    [record] = run(tmp_path, scripted, asked, through=through, agent=AgentSettings(retries=1))["cases"]
+    assert (record["retried"], record["passed"], record["passed_with_retry"]) == (2, False, True)
 
 
 # ---- what is sent ----

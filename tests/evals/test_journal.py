@@ -11,7 +11,7 @@ import threading
 import pytest
 
 from punie_mlx.errors import FingerprintError, OutputError, ServerError
-from punie_mlx.evals import record
+from punie_mlx.evals import record, runner
 from punie_mlx.evals.agent import AgentSettings
 from punie_mlx.evals.journal import journal, journal_path
 from punie_mlx.evals.runner import EvalConfig, evaluate
@@ -134,7 +134,31 @@ def test_a_dead_server_leaves_what_was_finished(suite, scripted):
     assert said == ["going on after 3 of 8 cases that are done already"]
     assert [c["id"] for c in result["cases"]] == [c["id"] for c in whole["cases"]]
     assert result["summary"]["passed"] == 8 and json.loads(out.read_text()) == result
+    # Each session has a warm-up, whose time counts for nothing.
+    assert [c["id"] for c in result["cases"] if c["warm_up"]] == ["0", "3"]
+    assert (whole["summary"]["seconds_per_query"]["n"], result["summary"]["seconds_per_query"]["n"]) == (7, 6)
     assert not journal_path(out).exists()
+
+
+def test_the_prompts_are_looked_at_where_nothing_is_left_to_run(tmp_path, scripted, monkeypatch):
+    """Stopped between the last case and the result: what is wrong with the prompts is told all the same."""
+    suite = tmp_path / "suite.jsonl"
+    tool = {"type": "function", "function": {"name": "read_file", "parameters": {}}}
+    suite.write_text(json.dumps({**case("0"), "tools": [tool]}) + "\n")
+    scripted.beside = {"punie_trace": {"prompt": [[0, "query, and no tools"]]}}
+    allowed = config(suite, scripted, allow_missing_tools=True)
+    with monkeypatch.context() as stopped, pytest.raises(KeyboardInterrupt):
+        stopped.setattr(runner, "write", _stop)
+        evaluate(allowed)
+    told = []
+    result = evaluate(allowed, lambda *done: told.append(done))
+    assert len(scripted.requests) == 1 and told == [(1, 1, 1)]
+    [warning] = result["warnings"]
+    assert "of 1 offered tools the model's prompt holds none" in warning
+
+
+def _stop(*args):
+    raise KeyboardInterrupt
 
 
 def test_what_another_model_answered_is_taken_back(suite, scripted):

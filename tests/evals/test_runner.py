@@ -11,7 +11,7 @@ import pytest
 
 from punie_mlx import identity
 from punie_mlx.corpus.world import TOOLS
-from punie_mlx.errors import ConfigError, FingerprintError, ModelError, OutputError, ServerError
+from punie_mlx.errors import ConfigError, DataError, FingerprintError, ModelError, OutputError, ServerError
 from punie_mlx.evals.agent import AgentSettings
 from punie_mlx.evals.runner import EvalConfig, base_url, evaluate
 from punie_mlx.evals.stats import wilson
@@ -224,6 +224,12 @@ def test_figures(tmp_path, scripted):
     seconds = summary["seconds_per_query"]
     assert seconds["n"] == 3 and seconds["warm_up"] > 0.3 > seconds["mean"] and seconds["median"] < 0.3
     assert summary["errors"] == 1 and math.isclose(summary["by_check"]["answer"]["accuracy"], 0.75)
+
+
+def test_files_that_cannot_be_made_are_the_suites_fault(tmp_path, scripted):
+    odd = case({"calls": []}, id="odd") | {"files": {"a": "", "a/b": ""}}
+    with pytest.raises(DataError, match=r"the files of case 'odd' cannot be made .*: mend the suite"):
+        run(tmp_path, scripted, odd)
 
 
 def test_concurrency_is_bounded_and_the_order_kept(tmp_path, scripted):

@@ -130,6 +130,9 @@ def test_the_corpus_tells_what_the_tools_answer(tmp_path, name):
         ("run_command", {"command": "cat d.txt | wc"}, "pipes, redirections and several commands are not allowed here"),
         ("run_command", {"command": "echo a>b"}, "pipes, redirections and several commands are not allowed here"),
         ("run_command", {"command": "echo a; ls"}, "pipes, redirections and several commands are not allowed here"),
+        ("run_command", {"command": "wc --files0-from=d.txt"}, "wc --files0-from=d.txt is not allowed here"),
+        ("run_command", {"command": "wc --fi=d.txt"}, "wc --fi=d.txt is not allowed here"),
+        ("run_command", {"command": "find -files0-from d.txt"}, "find -files0-from is not allowed here"),
         ("run_command", {"command": "find . -delete"}, "find -delete is not allowed here"),
         ("run_command", {"command": "find . -exec rm d.txt"}, "find -exec is not allowed here"),
         ("run_command", {"command": "tail -f d.txt", "timeout": 1}, "the command took longer than 1 seconds"),
@@ -147,6 +150,16 @@ def test_a_tool_that_the_world_does_not_know_answers_ok(scratch):
     assert scratch.call("launch", {"n": 1}, schema).text == "ok"
     assert scratch.call("launch", {"n": "1"}, schema).text == "error: n must be integer, not string"
     assert scratch.call("path", {"name": "x"}, {}).text == "ok"  # a method of Scratch, but no tool
+
+
+def test_a_tool_of_the_world_under_another_schema_answers_with_an_error(scratch):
+    """What a model writes never ends the evaluation."""
+    assert scratch.call("find_symbol", {"name": "Foo", "kind": "module"}, {}).text.startswith(
+        "error: kind must be one of"
+    )
+    assert scratch.call("write_file", {"path": "a", "content": 5}, {}).text.startswith("error: ")
+    assert scratch.call("set_options", {"options": {"thresholds": 5}}).ok
+    assert not scratch.call("set_threshold", {"metric": "coverage", "value": 1}).ok
 
 
 def test_long_results_are_cut(scratch):

@@ -142,6 +142,23 @@ def test_tokens_and_percentiles():
     assert seconds["p95"] == pytest.approx(95.05) and percentile([7.0], 99) == 7.0
 
 
+def test_every_session_has_a_warm_up():
+    cases = [
+        made_case(True, str(i), warm_up=i in (0, 7), seconds={"wall": float(i), "model": 0, "tools": 0})
+        for i in range(8)
+    ]
+    seconds = summarize(cases, 1)["seconds_per_query"]
+    assert (seconds["n"], seconds["max"], seconds["warm_up"]) == (6, 6, 0)
+    assert summarize(cases[:1], 1)["seconds_per_query"]["n"] == 1
+
+
+def test_names_are_text_in_the_table():
+    run = made_run([made_case(True, "1", category="[/b]")], label="[/model]")
+    console = Console(width=120, file=io.StringIO())
+    console.print(table(run))
+    assert "[/b]" in console.file.getvalue() and "[/model]" in console.file.getvalue()
+
+
 def test_paired_is_for_single_runs():
     repeated = made_run({"1": [True, False], "2": [True, True]})
     with pytest.raises(DataError, match="run once"):

@@ -9,7 +9,7 @@ from typing import Any
 from punie_mlx.evals.report.figures import percent, seconds
 from punie_mlx.evals.report.inputs import Json, Run
 from punie_mlx.evals.report.overview import name, sign
-from punie_mlx.evals.summary import percentile
+from punie_mlx.evals.summary import percentile, timed
 from punie_mlx.pages.plots import bins, histogram, stack
 from punie_mlx.pages.tables import Column, table
 from punie_mlx.pages.text import Html, join, tag
@@ -34,18 +34,17 @@ def queries(runs: Sequence[Run]) -> Html:
         Column("tools", title="mean time in tools"), Column("warm-up"), Column("queries"),
     ]  # fmt: skip
     made = table(columns, rows, caption="Seconds a query", class_="times")
-    note = "Bars: how many queries took so long; dashed lines: p50 and p95. The first case is the warm-up and left out."
+    note = "Bars: how many queries took so long; dashed lines: p50 and p95. The first case of a session is its warm-up and left out."
     return join([made, tag("p", note, class_="soft small")])
 
 
 def _walls(run: Run) -> list[float]:
-    walls = [c["seconds"]["wall"] for c in run.cases]
-    return walls[1:] or walls
+    return [c["seconds"]["wall"] for c in timed(run.cases)]
 
 
 def _told(run: Run, walls: Sequence[float]) -> list[str]:
     found = run.summary["seconds_per_query"]
-    counted = run.cases[1:] or run.cases
+    counted = timed(run.cases)
     means = (sum(c["seconds"][part] for c in counted) / len(counted) for part in ("model", "tools"))
     figures = (found["median"], percentile(walls, 95), found["mean"], *means, found["warm_up"])
     return [*map(seconds, figures), f"{found['n']:,}"]
