@@ -253,7 +253,7 @@ def _made(road: Sequence[Stage]) -> Iterator[str]:
     if "bits" in settings:
         recipe = settings.get("recipe", "uniform")
         more = "" if recipe == "uniform" else f" --recipe {recipe}"
-        more += "  # and DWQ with the settings above: see punie-mlx sweep --dwq" if settings.get("dwq") else ""
+        more += " --dwq data" if settings.get("dwq") else ""
         yield (
             f"punie-mlx quantize --model fused --out model --bits {settings['bits']} "
             f"--group-size {settings.get('group_size', 64)}{more}"

@@ -34,7 +34,7 @@ def queries(runs: Sequence[Run]) -> Html:
         Column("tools", title="mean time in tools"), Column("warm-up"), Column("queries"),
     ]  # fmt: skip
     made = table(columns, rows, caption="Seconds a query", class_="times")
-    note = "Bars: how many queries took so long; dashed lines: p50 and p95. The first case of a session is its warm-up and left out."
+    note = "Bars: how many queries took so long; dashed lines: p50 and p95. The first is the warm-up and left out."
     return join([made, tag("p", note, class_="soft small")])
 
 
