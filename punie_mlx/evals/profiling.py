@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from punie_mlx import identity
-from punie_mlx.errors import ConfigError
+from punie_mlx.errors import ConfigError, DataError
 from punie_mlx.evals import replay
 from punie_mlx.evals.agent import AgentSettings
 from punie_mlx.evals.profile import profile_of
@@ -81,6 +81,8 @@ def profile(config: ProfileConfig, progress: Progress | None = None) -> dict[str
     found = profile_of(run, warm_up)
     if config.compare_stock:
         bodies = [x["request"] for c in run["cases"] for x in c["trajectory"] if "messages" in (x["request"] or {})]
+        if not bodies:
+            raise DataError("no request was kept whole, so both servers cannot be asked: leave out --compare-stock")
         found |= compare_stock(config, bodies, {k: found[k] for k in ("model", "suite", "settings", "versions")})
     return found
 
