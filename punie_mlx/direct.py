@@ -30,7 +30,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any, TextIO
@@ -85,7 +85,7 @@ class Model:
         self.tokenizer = load_tokenizer(model)
         self.network = _network(model, adapter)
         self.control = {i: token.content for i, token in self.tokenizer.added_tokens_decoder.items()}
-        self._ends = frozenset(self.tokenizer.eos_token_ids)
+        self.ends = frozenset(self.tokenizer.eos_token_ids)
         self._prefix = Prefix(self.network)
 
     def ready(self) -> Json:
@@ -105,9 +105,9 @@ class Model:
         cache, rest = self._prefix.take(list(prompt))
         output, finish, error = self._generate(cache, rest, request, clock)
         self._prefix.keep([*prompt, *(token for token, _ in output)])
-        shown = [pair for pair in output if pair[0] not in self._ends]
+        shown = [pair for pair in output if pair[0] not in self.ends]
         trace = {
-            "prompt": [[token, self._spelled(token)] for token in prompt],
+            "prompt": [[token, self.spelled(token)] for token in prompt],
             "output": [list(pair) for pair in shown],
             "events": [],
             "spans": clock.spans,
@@ -125,33 +125,58 @@ class Model:
         self, cache: list[Any], rest: list[int], request: Mapping[str, Any], clock: _Clock
     ) -> tuple[list[tuple[int, str]], str, str | None]:
         """Tokens with the text that each completes, the end token among them; why it ended; and what went wrong."""
-        from mlx_lm.generate import generate_step
-
-        sampler = _sampler(request.get("temperature") or 0.0, request.get("seed") or 0)
         limit, most = request.get("seconds") or NO_SECONDS, request["max_tokens"]
-        detokenizer = self.tokenizer.detokenizer
         output: list[tuple[int, str]] = []
         finish, error = "length", None
-        steps = generate_step(mx.array(rest), self.network, max_tokens=most, sampler=sampler, prompt_cache=cache)
+        steps = self.steps(rest, cache, most, request.get("temperature") or 0.0, request.get("seed") or 0)
         with closing(steps):
-            for token, _ in steps:
+            for token, said, _ in steps:
+                if token is None:
+                    _append(output, said, self.ends)
+                    continue
                 if not output:
                     clock.phase("prefill")
-                if token in self._ends:
-                    output.append((int(token), ""))
+                output.append((token, said))
+                if token in self.ends:
                     finish = "stop"
-                    break
-                detokenizer.add_token(token)
-                output.append((int(token), detokenizer.last_segment))
-                if clock.now() > limit:
+                elif clock.now() > limit and error is None:
                     error = f"the answer took longer than {limit:g} s"
-                    break
-        detokenizer.finalize()
-        _append(output, detokenizer.last_segment, self._ends)
+                    steps.send(True)
         clock.phase("decode")
         return output, finish, error
 
-    def _spelled(self, token: int) -> str:
+    def steps(
+        self, rest: list[int], cache: list[Any] | None, most: int, temperature: float = 0.0, seed: int = 0
+    ) -> Generator[tuple[int | None, str, Any], bool | None]:
+        """Each token with the text that it completes and the log-probabilities [vocabulary] that it was drawn from.
+
+        `rest`: the prompt's tokens that `cache` does not hold; without one, all of them. The end token comes without
+        text. Text that was held back comes at the end, with None for a token. Whoever sends True wants no more tokens.
+        """
+        from mlx_lm.generate import generate_step
+        from mlx_lm.models.cache import make_prompt_cache
+
+        cache = make_prompt_cache(self.network) if cache is None else cache
+        detokenizer = self.tokenizer.detokenizer
+        sampler = _sampler(temperature, seed)
+        with closing(
+            generate_step(mx.array(rest), self.network, max_tokens=most, sampler=sampler, prompt_cache=cache)
+        ) as tokens:
+            for token, logprobs in tokens:
+                end = token in self.ends
+                if not end:
+                    detokenizer.add_token(token)
+                enough = yield int(token), "" if end else detokenizer.last_segment, logprobs
+                if enough:
+                    yield None, "", None  # to whoever sent
+                if end or enough:
+                    break
+        detokenizer.finalize()
+        if detokenizer.last_segment:
+            yield None, detokenizer.last_segment, None
+
+    def spelled(self, token: int) -> str:
+        """`token` by itself as text."""
         return self.control.get(token) or self.tokenizer.decode([token])
 
 

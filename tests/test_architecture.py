@@ -7,15 +7,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "punie_mlx"
-ROOMS = ("toolcalls", "chat", "corpus", "train", "export", "serve", "evals")
+ROOMS = ("toolcalls", "chat", "corpus", "train", "export", "serve", "evals", "doctor", "inspector")
+SEERS = ("doctor", "inspector")  # they look at what the others make
 FORBIDDEN = {
     "toolcalls": ("mlx", "mlx_lm", "transformers", *(f"punie_mlx.{r}" for r in ROOMS if r != "toolcalls")),
-    "chat": tuple(f"punie_mlx.{r}" for r in ("corpus", "train", "export", "serve", "evals")),
-    "corpus": ("mlx", "mlx_lm", *(f"punie_mlx.{r}" for r in ("train", "export", "serve", "evals"))),
-    "train": tuple(f"punie_mlx.{r}" for r in ("export", "serve", "evals")),
-    "export": tuple(f"punie_mlx.{r}" for r in ("train", "serve", "evals")),
-    "serve": tuple(f"punie_mlx.{r}" for r in ("train", "export", "evals", "corpus")),
-    "evals": ("mlx", "mlx_lm", *(f"punie_mlx.{r}" for r in ("train", "export", "serve"))),
+    "chat": tuple(f"punie_mlx.{r}" for r in ("corpus", "train", "export", "serve", "evals", *SEERS)),
+    "corpus": ("mlx", "mlx_lm", *(f"punie_mlx.{r}" for r in ("train", "export", "serve", "evals", *SEERS))),
+    "train": tuple(f"punie_mlx.{r}" for r in ("export", "serve", "evals", *SEERS)),
+    "export": tuple(f"punie_mlx.{r}" for r in ("train", "serve", "evals", *SEERS)),
+    "serve": tuple(f"punie_mlx.{r}" for r in ("train", "export", "evals", "corpus", *SEERS)),
+    "evals": ("mlx", "mlx_lm", *(f"punie_mlx.{r}" for r in ("train", "export", "serve", *SEERS))),
+    "doctor": ("mlx", "mlx_lm", *(f"punie_mlx.{r}" for r in ("train", "export", "serve", "evals", "inspector"))),
+    "inspector": ("mlx", "mlx_lm", *(f"punie_mlx.{r}" for r in ("export", "serve", "evals", "doctor"))),
     "pages": ("mlx", "mlx_lm", "transformers", *(f"punie_mlx.{r}" for r in ROOMS)),
 }
 

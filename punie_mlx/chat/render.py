@@ -5,6 +5,7 @@ Training, the converter's check and the server all render here, so a model is tr
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -92,6 +93,30 @@ def render(
         )
     except Exception as e:
         raise DataError(f"the chat template cannot render these messages: {e}") from e
+
+
+def render_as_given(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    *,
+    add_generation_prompt: bool = True,
+    **template_kwargs: Any,
+) -> str:
+    """What the template makes of messages that nothing has put in order before: null contents, arguments as text.
+
+    Raises `DataError` with what the template said.
+    """
+    try:
+        return tokenizer.apply_chat_template(
+            copy.deepcopy([dict(m) for m in messages]),
+            tools=copy.deepcopy([dict(t) for t in tools]) if tools else None,
+            add_generation_prompt=add_generation_prompt,
+            tokenize=False,
+            **template_kwargs,
+        )
+    except Exception as e:
+        raise DataError(f"{type(e).__name__}: {e}") from e
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:

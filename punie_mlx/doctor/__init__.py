@@ -1,0 +1,14 @@
+"""Why a model does not call tools: checks with evidence, and the mended template.
+
+findings.py      Finding, Check, and the examination that runs checks
+specimen.py      what is under examination: a template, its tokenizer, its directory
+table.py         all checks, and the page of explanation that each has (explained/ID.md)
+template_*.py    what the template does to tools, calls, results, thinking and text
+roundtrip.py     a call written by the template and read by the format
+flags.py         what to type for mlx_lm, vLLM and llama.cpp
+vocabulary.py    markers, end tokens, ids, two templates
+data.py          rows against the served prompt
+probe.py         what the model really writes, before any parser
+server_*.py      a running server, asked over HTTP
+mend.py          the mended template, proved by the same checks
+"""

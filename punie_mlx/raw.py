@@ -1,0 +1,79 @@
+"""What a model writes before anything reads it: each token with its probability, and those of the tokens one watches.
+
+model = direct.Model(directory)
+for step in raw.watch(model, prompt, {"<tool_call>": 151657}, most=200):
+    print(step.text, step.probability, step.watched)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import mlx.core as mx
+
+from punie_mlx.direct import NO_SECONDS, Model
+
+TOP = 5
+
+
+@dataclass(frozen=True)
+class Step:
+    """One token: `text` is what it completes, `spelling` the token by itself.
+
+    Probabilities are the model's own, before temperature: `watched` by label, `top` as (token, spelling, probability),
+    the likeliest first. `end`: it ends the answer.
+    """
+
+    token: int
+    spelling: str
+    text: str
+    probability: float
+    watched: Mapping[str, float] = field(default_factory=dict)
+    top: tuple[tuple[int, str, float], ...] = ()
+    end: bool = False
+
+
+def watch(
+    model: Model,
+    prompt: list[int],
+    watched: Mapping[str, int],
+    *,
+    most: int = 256,
+    temperature: float = 0.0,
+    seed: int = 0,
+    seconds: float = NO_SECONDS,
+) -> Iterator[Step]:
+    """The steps of an answer to `prompt`, at most `most` tokens or `seconds`; the end token is the last of them."""
+    began = time.monotonic()
+    held: Step | None = None
+    with closing(model.steps(prompt, None, most, temperature, seed)) as steps:
+        for token, text, logprobs in steps:
+            if token is None:
+                held = held and replace(held, text=held.text + text)
+                continue
+            if held is not None:
+                yield held
+            held = _step(model, token, text, logprobs, watched)
+            if time.monotonic() - began > seconds:
+                break
+    if held is not None:
+        yield held
+
+
+def _step(model: Model, token: int, text: str, logprobs: Any, watched: Mapping[str, int]) -> Step:
+    probabilities = mx.exp(logprobs.reshape(-1).astype(mx.float32))
+    likeliest = mx.argsort(-probabilities)[:TOP].tolist()
+    size = probabilities.size
+    return Step(
+        token=token,
+        spelling=model.spelled(token),
+        text=text,
+        probability=probabilities[token].item(),
+        watched={label: probabilities[i].item() if 0 <= i < size else 0.0 for label, i in watched.items()},
+        top=tuple((i, model.spelled(i), probabilities[i].item()) for i in likeliest),
+        end=token in model.ends,
+    )
