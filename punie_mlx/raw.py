@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from punie_mlx.direct import NO_SECONDS, Model
 
@@ -65,15 +66,18 @@ def watch(
 
 
 def _step(model: Model, token: int, text: str, logprobs: Any, watched: Mapping[str, int]) -> Step:
-    probabilities = mx.exp(logprobs.reshape(-1).astype(mx.float32))
-    likeliest = mx.argsort(-probabilities)[:TOP].tolist()
-    size = probabilities.size
+    probabilities = np.asarray(mx.exp(logprobs.reshape(-1).astype(mx.float32)))
+    likeliest = [int(i) for i in np.argsort(-probabilities, kind="stable")[:TOP]]
+
+    def probability(i: int) -> float:
+        return float(probabilities[i]) if 0 <= i < probabilities.size else 0.0
+
     return Step(
         token=token,
         spelling=model.spelled(token),
         text=text,
-        probability=probabilities[token].item(),
-        watched={label: probabilities[i].item() if 0 <= i < size else 0.0 for label, i in watched.items()},
-        top=tuple((i, model.spelled(i), probabilities[i].item()) for i in likeliest),
+        probability=probability(token),
+        watched={label: probability(i) for label, i in watched.items()},
+        top=tuple((i, model.spelled(i), probability(i)) for i in likeliest),
         end=token in model.ends,
     )
