@@ -92,17 +92,11 @@ def _write(found: Audit, *, html: Path | None, json_out: Path | None) -> None:
     """The reports that were asked for as files; one that is there is replaced."""
     from punie_mlx.corpus.audit.page import page
     from punie_mlx.corpus.audit.report import json_text
-    from punie_mlx.errors import OutputError
-    from punie_mlx.files import atomic_file
+    from punie_mlx.files import write_text
 
     for path, make in ((html, page), (json_out, json_text)):
-        if path is None:
-            continue
-        try:
-            with atomic_file(path) as tmp:
-                tmp.write_text(make(found), encoding="utf-8")
-        except OSError as e:
-            raise OutputError(f"{path} cannot be written: {e.strerror or e}; name another file") from e
+        if path is not None:
+            write_text(path, make(found))
 
 
 def _show(found: Audit, limit: int, *, as_json: bool) -> None:

@@ -63,9 +63,10 @@ def _show(inputs: Inputs, markdown: str | None, *, as_json: bool) -> None:
 
     from punie_mlx.evals.report import text
     from punie_mlx.evals.tables import terminal
+    from punie_mlx.files import write_text
 
     if markdown is not None and markdown != "-":
-        _write(Path(markdown), text.in_markdown(inputs))
+        write_text(Path(markdown), text.in_markdown(inputs))
     if as_json:
         typer.echo(json.dumps(text.as_json(inputs), indent=1))
     elif markdown == "-":
@@ -77,14 +78,3 @@ def _show(inputs: Inputs, markdown: str | None, *, as_json: bool) -> None:
         for grid in text.grids(inputs):
             if grid.rows:
                 console.print(terminal(grid))
-
-
-def _write(path: Path, content: str) -> None:
-    from punie_mlx.errors import OutputError
-    from punie_mlx.files import atomic_file
-
-    try:
-        with atomic_file(path) as tmp:
-            tmp.write_text(content, encoding="utf-8")
-    except OSError as e:
-        raise OutputError(f"{path} cannot be written: {e.strerror or e}; name another file") from e

@@ -85,6 +85,22 @@ def atomic_file(path: Path) -> Generator[Path]:
         tmp.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` as a whole or not at all; a file that is there is replaced.
+
+    Raises:
+        OutputError: `path` is a directory, or cannot be written.
+        DiskError: the disk is full.
+    """
+    if Path(path).is_dir():
+        raise OutputError(f"{path} is a directory: name the file to write")
+    try:
+        with atomic_file(path) as tmp:
+            tmp.write_text(text, encoding="utf-8")
+    except OSError as e:
+        raise OutputError(f"{path} cannot be written: {e.strerror or e}; name another file") from e
+
+
 def sweep_partials(parent: Path, name: str | None = None) -> list[Path]:
     """Remove what a killed run left half-written in `parent` (`.*.partial`, `.*.old`); return what was removed.
 

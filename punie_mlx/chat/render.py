@@ -18,8 +18,8 @@ from punie_mlx.errors import DataError, ModelError
 Message = Mapping[str, Any]
 
 
-def load_tokenizer(model: Path) -> Any:
-    """mlx_lm's tokenizer wrapper for the model directory `model`. Raises `ModelError`."""
+def load_tokenizer(model: Path, *, needs_template: bool = True) -> Any:
+    """mlx_lm's tokenizer wrapper for the model directory `model`, with a chat template. Raises `ModelError`."""
     from mlx_lm.utils import load_tokenizer as load
 
     if not Path(model).is_dir():
@@ -28,7 +28,7 @@ def load_tokenizer(model: Path) -> Any:
         tokenizer = load(Path(model), eos_token_ids=_ends_of_turn(Path(model)))
     except Exception as e:
         raise ModelError(f"the tokenizer of {model} cannot be loaded: {e}") from e
-    if not getattr(tokenizer, "chat_template", None):
+    if needs_template and not getattr(tokenizer, "chat_template", None):
         raise ModelError(f"the tokenizer of {model} has no chat template: add chat_template.jinja to the directory")
     return tokenizer
 

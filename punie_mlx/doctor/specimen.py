@@ -62,18 +62,18 @@ class Specimen:
 
     @classmethod
     def of_model(cls, model: Path) -> Specimen:
-        """The template and tokenizer of a model directory. Raises `ModelError`."""
-        tokenizer = load_tokenizer(Path(model))
-        template = tokenizer.chat_template
+        """The tokenizer of a model directory, and its template; that is "" where it has none. Raises `ModelError`."""
+        tokenizer = load_tokenizer(Path(model), needs_template=False)
+        template = getattr(tokenizer, "chat_template", None)
         if isinstance(template, Mapping):
-            template = template.get("tool_use") or template.get("default") or ""
-        return cls(template, tokenizer, str(model), Path(model))
+            template = template.get("tool_use") or template.get("default")
+        return cls(template or "", tokenizer, str(model), Path(model))
 
     def with_template(self, template: str, name: str | None = None) -> Specimen:
         """The same with another template: the tokenizer is loaded anew, and this one stays as it is."""
         if self.directory is None:
             return Specimen.of_text(template, name or self.name)
-        tokenizer = load_tokenizer(self.directory)
+        tokenizer = load_tokenizer(self.directory, needs_template=False)
         tokenizer.chat_template = template
         return Specimen(template, tokenizer, name or self.name, self.directory)
 

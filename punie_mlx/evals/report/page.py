@@ -9,12 +9,11 @@ import datetime
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from punie_mlx.errors import OutputError
 from punie_mlx.evals.report import calls, curves, overview, timing
 from punie_mlx.evals.report.cases import Limits, failures, filters, link, listed
 from punie_mlx.evals.report.figures import Key
 from punie_mlx.evals.report.inputs import Inputs, Run
-from punie_mlx.files import atomic_file
+from punie_mlx.files import write_text
 from punie_mlx.pages.frame import asset, document
 from punie_mlx.pages.text import Html, join, tag
 
@@ -30,13 +29,7 @@ def write_page(inputs: Inputs, path: Path, limits: Limits | None = None) -> list
         DiskError: the disk is full.
     """
     made, notes = page(inputs, limits or Limits())
-    if path.is_dir():
-        raise OutputError(f"{path} is a directory: name the HTML file to write")
-    try:
-        with atomic_file(path) as tmp:
-            tmp.write_text(made, encoding="utf-8")
-    except OSError as e:
-        raise OutputError(f"{path} cannot be written: {e.strerror or e}; name another file") from e
+    write_text(path, made)
     return notes
 
 

@@ -1,0 +1,134 @@
+"""`punie-mlx doctor`: options in, findings out, an exit code for CI."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from punie_mlx.errors import ConfigError
+
+if TYPE_CHECKING:
+    from punie_mlx.doctor.findings import Examined
+    from punie_mlx.doctor.mend import Mended
+    from punie_mlx.doctor.specimen import Specimen
+
+
+def doctor(
+    model: Annotated[
+        str | None, typer.Argument(metavar="MODEL", help="Model directory, or its name on the Hub.")
+    ] = None,
+    template: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Jinja file to examine: alone, or with MODEL's tokenizer.")
+    ] = None,
+    url: Annotated[
+        str | None, typer.Option(help="Also (or only) ask a running server: any that speaks OpenAI's API.")
+    ] = None,
+    served: Annotated[str | None, typer.Option("--served-name", help="Its model. Default: the one it lists.")] = None,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="PUNIE_MLX_API_KEY", show_envvar=True, help="Key for that server.")
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds that an answer of it may take.")] = 120.0,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Load MODEL and see what it writes before any parser.")
+    ] = False,
+    adapter: Annotated[Path | None, typer.Option(metavar="DIR", help="Adapter that goes with MODEL.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="DATA", help="Training rows to hold against the prompt that is served.")
+    ] = None,
+    rows: Annotated[int, typer.Option(min=1, help="Rows of each file that are looked at.")] = 200,
+    check: Annotated[list[str] | None, typer.Option(metavar="ID", help="Run only this check; repeatable.")] = None,
+    skip: Annotated[list[str] | None, typer.Option(metavar="ID", help="Leave this check out; repeatable.")] = None,
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Write a mended chat template, proved by the same checks.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Where --fix writes. Default: beside the template, as `.mended`."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace that file if it exists.")] = False,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write a page, which needs nothing else.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as one JSON object.")] = False,
+    listed: Annotated[bool, typer.Option("--list", help="Name all checks, by what they look at.")] = False,
+    explain: Annotated[
+        str | None, typer.Option(metavar="ID", help="Explain a check: what is wrong, how it is seen, how to mend it.")
+    ] = None,
+) -> None:
+    """Say why a model does not call tools, with the evidence, in order of harm; and mend its chat template.
+
+    Exit code 0 without findings (with --fix: none is left), 1 with some, 2 where something cannot be read.
+    Examples: `punie-mlx doctor data/tiny-base --probe`, `punie-mlx doctor --template chat_template.jinja --fix`,
+    `punie-mlx doctor --url http://127.0.0.1:8080/v1`, `punie-mlx doctor --explain tool-calls-dropped`
+    """
+    from punie_mlx.doctor import examination, terminal
+    from punie_mlx.doctor.page import page
+    from punie_mlx.files import write_text
+
+    if listed or explain:
+        typer.echo(_explanations(explain), nl=False)
+        return
+    specimen = _specimen(model, template)
+    if fix and specimen is None:
+        raise ConfigError("--fix mends a template: give a model directory or --template FILE")
+    asked = examination.Asked(
+        specimen, adapter, data, probe, url, served, api_key, timeout, rows, tuple(check or ()), tuple(skip or ())
+    )
+    said = terminal.console(err=True)
+    found = examination.visit(asked, lambda doing: said.print(f"{doing} …", style="dim", markup=False))
+    mended = _mend(specimen, found, out, overwrite=overwrite) if fix and specimen else None
+    if html:
+        write_text(html, page(found, specimen.name if specimen else str(url)))
+    if as_json:
+        typer.echo(json.dumps(examination.as_json(found, mended), indent=2, ensure_ascii=False))
+    else:
+        terminal.show(found, terminal.console())
+        if fix:
+            _tell(mended, found)
+    left = examination.left(found, mended.cleared if mended else ())
+    if left or (mended and mended.after):
+        raise typer.Exit(1)
+
+
+def _specimen(model: str | None, template: Path | None) -> Specimen | None:
+    from punie_mlx.doctor.specimen import Specimen
+    from punie_mlx.export.hub import resolve
+
+    directory = resolve(model) if model else None
+    if template:
+        return Specimen.of_file(template, directory)
+    return Specimen.of_model(directory) if directory else None
+
+
+def _explanations(check: str | None) -> str:
+    """The page of one check, or a line for each."""
+    from punie_mlx.doctor import table
+
+    if check:
+        return table.explanation(check)
+    lines: list[str] = []
+    for c in table.checks():
+        heading = f"{c.area}:"
+        if heading not in lines:
+            lines.append(heading)
+        lines.append(f"  {c.id:28} {c.title}")
+    return "\n".join(lines) + "\n"
+
+
+def _mend(specimen: Specimen, found: Examined, out: Path | None, *, overwrite: bool) -> Mended | None:
+    from punie_mlx.doctor import mend
+
+    mended = mend.mend(specimen, found)
+    if mended is None:
+        return None
+    return mend.write(mended, out or mend.beside(specimen), overwrite=overwrite)
+
+
+def _tell(mended: Mended | None, found: Examined) -> None:
+    if mended is None:
+        typer.echo("nothing was written: " + ("no mending clears any of it" if found.findings else "nothing to mend"))
+        return
+    typer.echo(f"\n{mended.diff}\n{mended.usage}")

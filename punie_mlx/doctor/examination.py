@@ -1,0 +1,135 @@
+"""One visit to the doctor: all that was asked for is looked at, and what was found is put in order of harm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from punie_mlx.doctor import flags, table
+from punie_mlx.doctor.findings import Check, Examined, examine
+from punie_mlx.doctor.specimen import Specimen
+from punie_mlx.errors import ConfigError
+
+STATIC = ("template", "round-trip", "vocabulary")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What to look at, each where it is given.
+
+    probe: load the model, with its adapter, and see what it writes. only, without: ids of checks.
+    """
+
+    specimen: Specimen | None = None
+    adapter: Path | None = None
+    data: Path | None = None
+    probe: bool = False
+    url: str | None = None
+    served: str | None = None
+    api_key: str | None = None
+    timeout: float = 120.0
+    rows: int = 200
+    only: Collection[str] = ()
+    without: Collection[str] = ()
+
+    def __post_init__(self) -> None:
+        """Raises `ConfigError`."""
+        known = {c.id for c in table.checks()}
+        for name in (*self.only, *self.without):
+            if name not in known:
+                raise ConfigError(f"there is no check {name!r}: `punie-mlx doctor --list` names them all")
+        if self.specimen is None and self.url is None:
+            raise ConfigError("nothing to look at: give a model directory, --template FILE or --url URL")
+        directory = self.specimen.directory if self.specimen else None
+        for option, given in (("--probe", self.probe), ("--adapter", self.adapter)):
+            if given and directory is None:
+                raise ConfigError(f"{option} needs the model: give its directory")
+        if self.data and self.specimen is None:
+            raise ConfigError("--data needs a template to hold the rows against: give a model directory or --template")
+
+    def checks(self, *areas: str) -> list[Check]:
+        """Those of `areas` that are wanted."""
+        every = table.checks(*areas)
+        return [c for c in every if (not self.only or c.id in self.only) and c.id not in self.without]
+
+
+def visit(asked: Asked, tell: Callable[[str], None] = lambda _: None) -> Examined:
+    """Look at all that is asked for; `tell` hears what comes next where that takes time.
+
+    Raises `PunieError` where something cannot be looked at at all.
+    """
+    found = Examined()
+    if asked.specimen is not None:
+        found += _static(asked.specimen, asked)
+        for look in (_adapter, _data, _behaviour):
+            found += look(asked.specimen, asked, tell)
+    if asked.url is not None:
+        found += _server(asked.url, asked, tell)
+    return found
+
+
+def static(specimen: Specimen) -> Examined:
+    """All that template, tokenizer and vocabulary show by themselves."""
+    return _static(specimen, Asked(specimen))
+
+
+def _static(specimen: Specimen, asked: Asked) -> Examined:
+    if not specimen.template:
+        missing = [c for c in asked.checks(*STATIC) if c.area != "vocabulary"]
+        left_out = tuple((c.id, "there is no chat template") for c in missing)
+        return examine(specimen, asked.checks("vocabulary")) + Examined(skipped=left_out)
+    found = examine(specimen, asked.checks(*STATIC))
+    return found + Examined(facts={"subject": specimen.name, **flags.facts(specimen)})
+
+
+def _adapter(specimen: Specimen, asked: Asked, tell: Callable[[str], None]) -> Examined:
+    if asked.adapter is None:
+        return Examined()
+    from punie_mlx.doctor.adapter import AdapterSubject
+
+    return examine(AdapterSubject(specimen, asked.adapter), asked.checks("adapter"))
+
+
+def _data(specimen: Specimen, asked: Asked, tell: Callable[[str], None]) -> Examined:
+    if asked.data is None:
+        return Examined()
+    from punie_mlx.doctor.data import DataSubject
+
+    tell(f"reading rows of {asked.data}")
+    return examine(DataSubject(specimen, asked.data, asked.rows), asked.checks("data"))
+
+
+def _behaviour(specimen: Specimen, asked: Asked, tell: Callable[[str], None]) -> Examined:
+    if not asked.probe or specimen.directory is None:
+        return Examined()
+    from punie_mlx import direct
+    from punie_mlx.doctor.probe import probe
+
+    tell(f"loading {specimen.directory}")
+    model = direct.Model(specimen.directory, asked.adapter)
+    tell("asking the model for calls")
+    probed = probe(model, specimen)
+    found = examine(probed, asked.checks("behaviour"))
+    return found + Examined(facts={"behaviour": probed.to_json()})
+
+
+def _server(url: str, asked: Asked, tell: Callable[[str], None]) -> Examined:
+    from punie_mlx.doctor.server_session import ask
+
+    tell(f"asking {url}")
+    session = ask(url, asked.served, asked.api_key, asked.timeout)
+    found = examine(session, asked.checks("server"))
+    return found + Examined(facts={"server": session.facts()})
+
+
+def as_json(found: Examined, mended: Any = None) -> dict[str, Any]:
+    """What `--json` prints: the findings first."""
+    told = found.to_json()
+    return told | ({"mended": mended.to_json()} if mended is not None else {})
+
+
+def left(found: Examined, cleared: Sequence[str]) -> list[str]:
+    """Ids of the findings that a mended template does not clear."""
+    return [f.check for f in found.findings if f.check not in cleared]

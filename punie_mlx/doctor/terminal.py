@@ -1,0 +1,100 @@
+"""Findings for a terminal: the worst first, evidence side by side where there is room, then what to type where."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.columns import Columns
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from punie_mlx.doctor.findings import SEVERITIES, Examined, Finding, Shown
+from punie_mlx.pages.text import visible
+
+STYLES = {"high": "bold red", "medium": "yellow", "low": "cyan"}
+SIDE_BY_SIDE = 100  # columns from which two pieces of evidence stand beside each other
+WIDTH = 140  # where the output is no terminal: a log should not wrap as one
+
+
+def console(*, err: bool = False) -> Console:
+    """A console that does not wrap a log as narrowly as a terminal."""
+    made = Console(stderr=err, highlight=False)
+    return made if made.is_terminal else Console(stderr=err, width=WIDTH, highlight=False)
+
+
+def show(found: Examined, out: Console) -> None:
+    """Print all that was found, and what was learned on the way."""
+    for finding in found.findings:
+        out.print(_finding(finding, wide=out.width >= SIDE_BY_SIDE))
+    for heading, facts in _facts(found.facts):
+        out.print(Text(heading, "bold"))
+        out.print(Padding(facts, (0, 0, 1, 2)))
+    for check, why in found.skipped:
+        out.print(Text(f"not checked: {check}, since {visible(why)}", "dim"))
+    out.print(Text(summary(found), "bold"))
+
+
+def summary(found: Examined) -> str:
+    """One line: how many findings of which severity, and how many checks found nothing."""
+    counts = {s: sum(f.severity == s for f in found.findings) for s in SEVERITIES}
+    told = ", ".join(f"{n} {severity}" for severity, n in counts.items() if n)
+    clean = f"{len(found.passed)} checks found nothing"
+    return f"{len(found.findings)} findings ({told}); {clean}" if found.findings else f"no findings; {clean}"
+
+
+def _finding(finding: Finding, *, wide: bool) -> RenderableType:
+    head = Text.assemble(
+        (f"{finding.severity:6} ", STYLES[finding.severity]), (finding.check, "bold"), "  ", visible(finding.summary)
+    )
+    body = Table(box=None, show_header=False, pad_edge=False)
+    body.add_column(style="dim")
+    body.add_column(overflow="fold")
+    body.add_row("effect", Text(visible(finding.effect)))
+    body.add_row("remedy", Text(visible(finding.remedy)))
+    return Group(head, Padding(Group(_evidence(finding.shown, wide=wide), body), (0, 0, 1, 2)))
+
+
+def _evidence(shown: tuple[Shown, ...], *, wide: bool) -> RenderableType:
+    panels = [_panel(piece) for piece in shown]
+    return Columns(panels, equal=True, expand=True) if wide and len(panels) == 2 else Group(*panels)
+
+
+def _panel(piece: Shown) -> Panel:
+    text = Text(visible(piece.text), overflow="fold")
+    if piece.tokens:
+        ids = " ".join(f"{visible(spelling)!r}:{token}" for token, spelling in piece.tokens)
+        text.append(f"\n{ids}", "dim")
+    return Panel(text, title=Text(visible(piece.label)), title_align="left", border_style="dim")
+
+
+def _facts(facts: dict[str, Any]) -> Iterator[tuple[str, RenderableType]]:
+    for name, value in facts.items():
+        if isinstance(value, dict) and value:
+            table = Table(box=None, show_header=False, pad_edge=False)
+            table.add_column(style="dim")
+            table.add_column(overflow="fold")
+            for key, what in value.items():
+                table.add_row(Text(visible(key)), Text(visible(one_line(what))))
+            yield name, table
+        elif value:
+            yield name, Text(visible(one_line(value)))
+
+
+def one_line(value: Any) -> str:
+    """A fact as text: lists by commas, objects by name."""
+    match value:
+        case None:
+            return "none"
+        case bool():
+            return "yes" if value else "no"
+        case dict():
+            return "; ".join(f"{k}: {one_line(v)}" for k, v in value.items())
+        case list() | tuple():
+            return ", ".join(map(one_line, value))
+        case float():
+            return f"{value:.4g}"
+    return str(value)
