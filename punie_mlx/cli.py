@@ -10,13 +10,16 @@ import typer
 
 from punie_mlx.cli_audit import audit
 from punie_mlx.cli_compare import compare
+from punie_mlx.cli_doctor import doctor
 from punie_mlx.cli_eval import eval_
 from punie_mlx.cli_export import fuse, quantize
 from punie_mlx.cli_hub import pull, push
+from punie_mlx.cli_inspect import inspect
 from punie_mlx.cli_profile import profile
 from punie_mlx.cli_report import report
 from punie_mlx.cli_suite import app as suite_app
 from punie_mlx.cli_sweep import sweep
+from punie_mlx.cli_template import app as template_app
 from punie_mlx.cli_train import train
 from punie_mlx.errors import PunieError
 
@@ -215,6 +218,10 @@ def serve(
     allow_origin: Annotated[
         list[str] | None, typer.Option(help="Origin of browsers' pages that may call (CORS); may be repeated.")
     ] = None,
+    inspect: Annotated[
+        bool | None,
+        typer.Option("--inspect", help="A page at /inspect that shows tokens while they come; loopback only."),
+    ] = None,
     otel_endpoint: Annotated[
         str | None,
         typer.Option(metavar="URL", help="Export traces there (OTLP). Default: OTEL_EXPORTER_OTLP_ENDPOINT, if set."),
@@ -249,7 +256,7 @@ def serve(
         "rescue": rescue, "temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p,
         "max_tokens": max_tokens, "template_kwargs": template_kwargs, "request_timeout": request_timeout,
         "drain": drain, "api_key": api_key, "insecure": insecure, "allow_origin": allow_origin or None,
-        "otel_endpoint": otel_endpoint, "log_content": log_content, "log_level": log_level,
+        "inspect": inspect, "otel_endpoint": otel_endpoint, "log_content": log_content, "log_level": log_level,
     }  # fmt: skip
     made = make_config(config, options)
     if check:
@@ -267,6 +274,13 @@ app.command()(profile)
 app.command()(compare)
 app.command()(sweep)
 app.command()(report)
+
+# ---- looking: doctor, inspect ----
+
+
+app.command()(doctor)
+app.command()(inspect)
+app.add_typer(template_app)
 
 # ---- pipeline ----
 

@@ -10,6 +10,11 @@ import typer
 
 from punie_mlx.errors import ConfigError
 
+_OTHERWISE = (
+    "Where you know the format that the model was trained on, name its family: --fix --family NAME "
+    "(`punie-mlx template list`); where it was trained on none, train it: `punie-mlx convert`, `punie-mlx train`."
+)
+
 if TYPE_CHECKING:
     from punie_mlx.doctor.findings import Examined
     from punie_mlx.doctor.mend import Mended
@@ -48,6 +53,10 @@ def doctor(
         Path | None,
         typer.Option(metavar="FILE", help="Where --fix writes. Default: beside the template, as `.mended`."),
     ] = None,
+    family: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Family whose template --fix takes; see `punie-mlx template list`."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace that file if it exists.")] = False,
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write a page, which needs nothing else.")
@@ -79,7 +88,7 @@ def doctor(
     )
     said = terminal.console(err=True)
     found = examination.visit(asked, lambda doing: said.print(f"{doing} …", style="dim", markup=False))
-    mended = _mend(specimen, found, out, overwrite=overwrite) if fix and specimen else None
+    mended = _mend(specimen, found, out, family, overwrite=overwrite) if fix and specimen else None
     if html:
         write_text(html, page(found, specimen.name if specimen else str(url)))
     if as_json:
@@ -118,17 +127,22 @@ def _explanations(check: str | None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _mend(specimen: Specimen, found: Examined, out: Path | None, *, overwrite: bool) -> Mended | None:
+def _mend(
+    specimen: Specimen, found: Examined, out: Path | None, family: str | None, *, overwrite: bool
+) -> Mended | None:
     from punie_mlx.doctor import mend
 
-    mended = mend.mend(specimen, found)
+    mended = mend.mend(specimen, found, family=family)
     if mended is None:
         return None
     return mend.write(mended, out or mend.beside(specimen), overwrite=overwrite)
 
 
 def _tell(mended: Mended | None, found: Examined) -> None:
+    """What was mended and how to use it, and what is left."""
     if mended is None:
-        typer.echo("nothing was written: " + ("no mending clears any of it" if found.findings else "nothing to mend"))
+        typer.echo("nothing was written: " + (f"no mending helps\n{_OTHERWISE}" if found.findings else "all is well"))
         return
     typer.echo(f"\n{mended.diff}\n{mended.usage}")
+    if mended.after:
+        typer.echo(f"\nleft: {', '.join(f.check for f in mended.after)}\n{_OTHERWISE}")

@@ -172,8 +172,8 @@ class Model:
                 if end or enough:
                     break
         detokenizer.finalize()
-        if detokenizer.last_segment:
-            yield None, detokenizer.last_segment, None
+        if held_back := detokenizer.last_segment:  # each look at it says what came since the last one
+            yield None, held_back, None
 
     def spelled(self, token: int) -> str:
         """`token` by itself as text."""

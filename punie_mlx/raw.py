@@ -50,19 +50,29 @@ def watch(
 ) -> Iterator[Step]:
     """The steps of an answer to `prompt`, at most `most` tokens or `seconds`; the end token is the last of them."""
     began = time.monotonic()
-    held: Step | None = None
+    held: list[Step] = []  # the last token, and the end token behind it: text that was held back belongs to the former
     with closing(model.steps(prompt, None, most, temperature, seed)) as steps:
         for token, text, logprobs in steps:
             if token is None:
-                held = held and replace(held, text=held.text + text)
+                held[:1] = [replace(step, text=step.text + text) for step in held[:1]]
                 continue
-            if held is not None:
-                yield held
-            held = _step(model, token, text, logprobs, watched)
+            if token not in model.ends:
+                yield from held
+                held = []
+            held.append(_step(model, token, text, logprobs, watched))
             if time.monotonic() - began > seconds:
-                break
-    if held is not None:
-        yield held
+                steps.send(True)
+    yield from held
+
+
+def likelihood(model: Model, prompt: list[int], tokens: list[int]) -> list[float]:
+    """The probability of each of `tokens` behind `prompt` and the tokens before it, whatever the model would write."""
+    if not tokens:
+        return []
+    logits = model.network(mx.array([[*prompt, *tokens[:-1]]]))[0, -len(tokens) :].astype(mx.float32)
+    probabilities = mx.softmax(logits, axis=-1)
+    found: Any = probabilities[mx.arange(len(tokens)), mx.array(tokens)].tolist()
+    return found
 
 
 def _step(model: Model, token: int, text: str, logprobs: Any, watched: Mapping[str, int]) -> Step:

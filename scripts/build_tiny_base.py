@@ -48,7 +48,7 @@ from punie_mlx.files import atomic_dir
 from punie_mlx.train.loss import Tape
 
 ROOT = Path(__file__).resolve().parent.parent
-TEMPLATE = ROOT / "punie_mlx" / "chat" / "templates" / "qwen3_coder.jinja"
+TEMPLATE = ROOT / "punie_mlx" / "chat" / "templates" / "tiny_base.jinja"
 SPECIAL = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tool_call>", "</tool_call>", "<tool_response>",
     "</tool_response>", "<think>", "</think>",

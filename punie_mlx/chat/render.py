@@ -7,15 +7,24 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from punie_mlx.chat.safe import SCHEMA_WORDS, Sentinel, vocabulary
-from punie_mlx.errors import DataError, ModelError
+from punie_mlx.errors import ConfigError, DataError, ModelError
 
 Message = Mapping[str, Any]
+# What the prompt is made of, or how: none of these is a switch of a template.
+RESERVED = frozenset(
+    ("self", "tokenizer", "messages", "conversation", "tools", "documents", "chat_template", "add_generation_prompt",
+     "continue_final_message", "tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict",
+     "return_assistant_tokens_mask", "tokenizer_kwargs", "processor_kwargs", "add_special_tokens", "bos_token",
+     "eos_token", "pad_token", "unk_token", "raise_exception", "strftime_now")
+)  # fmt: skip
 
 
 def load_tokenizer(model: Path, *, needs_template: bool = True) -> Any:
@@ -41,6 +50,47 @@ def _ends_of_turn(model: Path) -> Any:
         return load_config(model).get("eos_token_id")
     except (OSError, ValueError):
         return None  # a tokenizer alone: its own end-of-sequence token is all there is to know
+
+
+@dataclass(frozen=True)
+class StockParser:
+    """mlx_lm's own reader of calls: its name, the markers that it waits for, and how it reads what is between them."""
+
+    name: str
+    opening: str
+    closing: str
+    read: Callable[[str, Any], Any]
+
+
+def stock_parser(chat_template: Any, vocabulary: Mapping[str, int], named: str | None = None) -> StockParser | None:
+    """The reader that mlx_lm takes for a model with this template and these tokens; None where it takes none.
+
+    `named`: the `tool_parser_type` of the model's tokenizer_config.json, which goes before the template. Raises
+    `ModelError` for a name that mlx_lm has no reader of.
+    """
+    from mlx_lm.tokenizer_utils import _infer_tool_parser
+
+    name = named or _infer_tool_parser(SimpleNamespace(chat_template=chat_template, get_vocab=lambda: vocabulary))
+    if name is None:
+        return None
+    try:
+        module = import_module(f"mlx_lm.tool_parsers.{name}")
+    except ImportError as e:
+        raise ModelError(
+            f"mlx_lm has no reader of calls {name!r}: mend tool_parser_type in tokenizer_config.json"
+        ) from e
+    return StockParser(name, module.tool_call_start, module.tool_call_end, module.parse_tool_call)
+
+
+def read_template(file: Path) -> str:
+    """The chat template in a file. Raises `ConfigError`."""
+    try:
+        template = Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise ConfigError(f"the chat template {file} cannot be read ({e}): give a Jinja file in UTF-8") from e
+    if not template.strip():
+        raise ConfigError(f"the chat template {file} is empty: give a Jinja file")
+    return template
 
 
 def normalize(messages: Sequence[Message]) -> list[dict[str, Any]]:
@@ -159,7 +209,7 @@ class Conversation:
     """Messages and tools of which several prompts are rendered: what a client wrote is broken up once for all.
 
     `kept`: sentinels of other conversations with the same tokenizer, which remember what they have broken up. Raises
-    `DataError`, as its methods do.
+    `DataError`, as its methods do, and `ConfigError` for `template_kwargs` that are no switches of a template.
     """
 
     def __init__(
@@ -170,6 +220,8 @@ class Conversation:
         template_kwargs: Mapping[str, Any] | None = None,
         kept: dict[str, Sentinel] | None = None,
     ) -> None:
+        if taken := RESERVED.intersection(template_kwargs or ()):
+            raise ConfigError(f"{min(taken)!r} cannot be given to a chat template from outside: leave it out")
         self.tokenizer = tokenizer
         self.messages = normalize(messages)
         self._markers = vocabulary(tokenizer)

@@ -9,13 +9,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, TemplateError, meta
+
 from punie_mlx.chat.alone import Alone
 from punie_mlx.chat.render import Message, encode, load_tokenizer, render_as_given
 from punie_mlx.doctor.findings import Shown, Tokens
+from punie_mlx.doctor.jinja_text import Text
 from punie_mlx.errors import ConfigError, DataError
 from punie_mlx.toolcalls import detect
 from punie_mlx.toolcalls.detect import Detection
 from punie_mlx.toolcalls.wire import Format
+
+_EXTENSIONS = ("jinja2.ext.loopcontrols",)
+_GENERATION = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")  # transformers' own tags
 
 
 @dataclass(frozen=True)
@@ -129,7 +135,15 @@ class Specimen:
         """`text` as evidence, with its tokens where they are known."""
         return Shown(label, text, self.tokens(text))
 
+    @cached_property
+    def variables(self) -> frozenset[str]:
+        """What the template reads that it may not have set itself: its options, among others."""
+        try:
+            parsed = Environment(extensions=_EXTENSIONS).parse(_GENERATION.sub("", self.template))
+        except TemplateError:
+            return frozenset(re.findall(r"(?<![\w.'\"])\w+", Text(self.template).code))
+        return frozenset(meta.find_undeclared_variables(parsed))
+
     def mentions(self, *variables: str) -> list[str]:
-        """Those of `variables` that stand in the template's code."""
-        code = " ".join(re.findall(r"\{[{%].*?[%}]\}", self.template, re.DOTALL))
-        return [v for v in variables if re.search(rf"(?<![\w.'\"]){re.escape(v)}\b", code)]
+        """Those of `variables` that the template reads."""
+        return [v for v in variables if v in self.variables]

@@ -7,6 +7,7 @@ training draws its curves with it.
     frame.py    the document: style and script inline, allowed by their hashes, everything else forbidden
     tables.py   tables with headers, numbers to the right
     curves.py   lines over steps, as SVG
+    tokens.py   tokens as chips, with their turns, states and losses; reached by keyboard
     plots.py    bars with intervals, histograms, points with intervals, spans of time, as SVG
 """
 

@@ -19,14 +19,21 @@ def asset(name: str, directory: Path = ASSETS) -> str:
     return (directory / name).read_text(encoding="utf-8")
 
 
-def policy(style: str, script: str) -> str:
-    """The content security policy of a page with this style sheet and script: nothing is fetched, nothing else runs."""
+def policy(style: str, script: str, *, asks: bool = False) -> str:
+    """The content security policy of a page with this style sheet and script: nothing is fetched, nothing else runs.
+
+    asks: its script may ask the server that it came from.
+    """
     rules = ["default-src 'none'", f"style-src {_hash(style)}", "base-uri 'none'", "form-action 'none'"]
-    return "; ".join([*rules, f"script-src {_hash(script)}"] if script else rules)
+    rules += [f"script-src {_hash(script)}"] if script else []
+    return "; ".join([*rules, "connect-src 'self'"] if asks else rules)
 
 
-def document(title: str, body: str, *, style: str = "", script: str = "") -> Html:
-    """The whole page. `body` is HTML; `style` comes after the shared sheet, `script` runs at the end."""
+def document(title: str, body: str, *, style: str = "", script: str = "", asks: bool = False) -> Html:
+    """The whole page. `body` is HTML; `style` comes after the shared sheet, `script` runs at the end.
+
+    asks: the script may ask the server that the page came from.
+    """
     rules = _whole(asset("page.css") + style)
     code = _whole(script)
     scripted = f"<script>{code}</script>\n" if code else ""
@@ -36,7 +43,7 @@ def document(title: str, body: str, *, style: str = "", script: str = "") -> Htm
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{attribute(policy(rules, code))}">
+<meta http-equiv="Content-Security-Policy" content="{attribute(policy(rules, code, asks=asks))}">
 <meta name="referrer" content="no-referrer">
 <title>{attribute(title)}</title>
 <style>{rules}</style>

@@ -24,6 +24,7 @@ from punie_mlx.serve import openapi, trace
 from punie_mlx.serve.chat_api import Chat
 from punie_mlx.serve.errors import ApiError
 from punie_mlx.serve.guard import Guard
+from punie_mlx.serve.inspect_live import PAGE, STREAM, Inspecting
 from punie_mlx.serve.metrics import CONTENT_TYPE, Metrics
 from punie_mlx.serve.settings import HttpSettings
 from punie_mlx.serve.telemetry import Telemetry
@@ -52,6 +53,10 @@ def build(chat: Chat, metrics: Metrics, settings: HttpSettings, telemetry: Telem
         "/metrics": host.metrics_text,
         "/openapi.json": host.openapi,
     }
+    if settings.inspect:
+        inspecting = Inspecting(chat)
+        posts[STREAM] = inspecting.stream
+        gets[PAGE] = inspecting.page
     routes = [
         *(Route(path, host.reading(answer), methods=["POST"]) for path, answer in posts.items()),
         *(Route(path, answer) for path, answer in gets.items()),

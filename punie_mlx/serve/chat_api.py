@@ -83,17 +83,8 @@ class Chat:
         """/v1/chat/completions"""
         trace: Trace = http.state.trace
         request = parse(ChatRequest, body)
-        self.check(request)
-        trace.enter("render")
-        prepared = await self.aside(http, body, self.prepare, request, trace)
-        trace.about("chat", self.name, request, prepared.prompt.tokens, self.engine.loaded)
-        limit = self.room(len(prepared.prompt.tokens), request, "messages")
-        top = request.top_logprobs if request.logprobs else -1
-        shape = _ChatShape(self, prepared)
-        with ExitStack() as begun:
-            choices = [self._choice(begun, prepared, i, limit, top, trace) for i in range(request.n)]
-            begun.pop_all()  # from here on the delivery has them
-        delivery = Delivery(choices, shape, self.settings, self.metrics, trace)
+        prepared, choices = await self.begin(http, body, request, trace.answer, trace.choice)
+        delivery = Delivery(choices, ChatShape(self, prepared), self.settings, self.metrics, trace)
         usage = request.stream_options.include_usage
         return await deliver(http, delivery, stream=request.stream, with_usage=usage)
 
@@ -110,6 +101,34 @@ class Chat:
         return await inspect_api.render(self, http, body)
 
     # ---- what they share ----
+
+    async def begin(
+        self, http: Request, body: bytes, request: ChatRequest, answer: type[Answer], choice: type[Choice]
+    ) -> tuple[Prepared, list[Choice]]:
+        """Make the prompt, and have the engine begin with each answer: a `choice`, whose reader is an `answer`.
+
+        Whoever gets the choices has to end them. Raises `ApiError`.
+        """
+        trace: Trace = http.state.trace
+        self.check(request)
+        trace.enter("render")
+        prepared = await self.aside(http, body, self.prepare, request, trace)
+        trace.about("chat", self.name, request, prepared.prompt.tokens, self.engine.loaded)
+        limit = self.room(len(prepared.prompt.tokens), request, "messages")
+        with ExitStack() as begun:
+            choices = []
+            for index in range(request.n):
+                mask = prepared.plan.mask(trace.mask)
+                generation = begun.enter_context(self._generation(prepared, index, limit, mask))
+                reader = answer(
+                    self._parser(prepared),
+                    offered=bool(prepared.tools),
+                    plan=prepared.plan,
+                    streamed=request.stream,
+                )
+                choices.append(choice(index, generation, reader, request.stop, self.engine.loaded.control, mask))
+            begun.pop_all()
+        return prepared, choices
 
     async def aside(self, http: Request, body: bytes, work: Callable[..., T], *args: Any) -> T:
         """What `work` makes of a tokenizer and `args`; not begun for a client that has gone in the meantime."""
@@ -163,23 +182,22 @@ class Chat:
         except PunieError as e:
             raise ApiError(503, str(e), code="engine_dead", headers={"Retry-After": "5"}) from e
 
-    def _choice(self, begun: ExitStack, prepared: Prepared, index: int, limit: int, top: int, trace: Trace) -> Choice:
-        request, control = prepared.request, self.engine.loaded.control
-        mask = prepared.plan.mask(trace.mask)
+    def _generation(self, prepared: Prepared, index: int, limit: int, mask: Mask | None) -> Generation:
+        request = prepared.request
         sampling = request.sampling(self.engine.loaded, self.settings.defaults, index=index)
-        generation = begun.enter_context(
-            self.generate(prepared.prompt.tokens, sampling, limit, mask, top, prepared.skeletons)
-        )
+        top = request.top_logprobs if request.logprobs else -1
+        return self.generate(prepared.prompt.tokens, sampling, limit, mask, top, prepared.skeletons)
+
+    def _parser(self, prepared: Prepared) -> StreamParser:
+        request = prepared.request
         rescue = self.settings.rescue if request.rescue is None else request.rescue
-        parser = StreamParser(
+        return StreamParser(
             self.wire,
             prepared.tools,
             starts_in_reasoning=prepared.in_reasoning,
             rescue=rescue and bool(prepared.tools),
-            control=control,
+            control=self.engine.loaded.control,
         )
-        answer = trace.answer(parser, offered=bool(prepared.tools), plan=prepared.plan, streamed=request.stream)
-        return trace.choice(index, generation, answer, request.stop, control, mask)
 
     # ---- prompt and grammar ----
 
@@ -256,7 +274,7 @@ class Chat:
         return "may" if spoken or not demanded else "none"
 
 
-class _ChatShape:
+class ChatShape:
     """How a chat's objects look."""
 
     def __init__(self, chat: Chat, prepared: Prepared) -> None:

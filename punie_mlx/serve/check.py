@@ -18,7 +18,8 @@ from punie_mlx.errors import ConfigError, DataError, InputError, ModelError
 from punie_mlx.serve import memory, wire
 from punie_mlx.serve.config import ServeConfig
 from punie_mlx.serve.constrain import Constrainer
-from punie_mlx.serve.process import fingerprint_of, read_template
+from punie_mlx.serve.guard import INSPECT
+from punie_mlx.serve.process import fingerprint_of
 from punie_mlx.toolcalls import detect
 from punie_mlx.toolcalls.calls import CallFinished, Tool, ToolCall
 from punie_mlx.toolcalls.grammar import Constraint
@@ -71,6 +72,7 @@ class Report:
     context: int
     concurrency: int
     memory: memory.Needed
+    inspect: str | None  # where the page is
     findings: tuple[Finding, ...]
 
     @property
@@ -91,6 +93,7 @@ class Report:
             "context": f"{self.context:,} tokens, {self.concurrency} requests at once",
             "memory": f"{_gb(needed.weights)} weights + {_gb(needed.kv_cache)} KV cache = {_gb(needed.total)} at most; "
             f"this machine has {_gb(needed.available)}",
+            **({"inspect": f"a page at {self.inspect}, for this machine only"} if self.inspect else {}),
         }
         told = [f"{name + ':':<13}{text}" for name, text in lines.items()]
         return "\n".join([*told, *(f"{f.level + ':':<13}{f.text}" for f in self.findings)])
@@ -111,7 +114,7 @@ def check(config: ServeConfig) -> Report:
     if config.adapter is not None:
         identity.check_adapter(config.model, config.adapter)
     tokenizer = render.load_tokenizer(config.model)
-    template = read_template(config.chat_template)
+    template = render.read_template(config.chat_template) if config.chat_template else None
     if template is not None:
         tokenizer.chat_template = template
     vocabulary = tokenizer.get_vocab()
@@ -144,6 +147,7 @@ def check(config: ServeConfig) -> Report:
         context=context,
         concurrency=concurrency,
         memory=needed,
+        inspect=f"http://{_address(config)}{INSPECT}" if config.inspect else None,
         findings=(
             *(Finding("note", text) for text in found.disagreements),
             *template_findings(tokenizer, speaks, config.template_kwargs),
@@ -244,6 +248,11 @@ def _read_config(model: Path) -> dict[str, Any]:
 
 def safetensors(files: Iterable[Path]) -> list[Path]:
     return [f for f in files if f.suffix == ".safetensors"]
+
+
+def _address(config: ServeConfig) -> str:
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    return f"{host}:{config.port or 'PORT'}"
 
 
 def _gb(size: int) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import ipaddress
 import json
 import math
 import os
@@ -64,6 +65,7 @@ class ServeConfig:
     api_key: str | None = field(default=None, repr=False)
     insecure: bool = False
     allow_origin: tuple[str, ...] = ()
+    inspect: bool = False  # the page at /inspect, for this machine only
     otel_endpoint: str | None = None  # of a collector; None is what OTEL_EXPORTER_OTLP_ENDPOINT says
     log_content: bool = False
     log_level: str = "info"
@@ -85,6 +87,8 @@ class ServeConfig:
         if self.prompt_lookup and (self.draft_model or self.kv_bits):
             other = "--draft-model" if self.draft_model else "--kv-bits"
             raise ConfigError(f"--prompt-lookup and {other} do not go together: choose one")
+        if self.inspect:
+            check_private(self.host, self.insecure)
 
     @property
     def served_name(self) -> str:
@@ -126,7 +130,10 @@ class ServeConfig:
 
     def http(self, hosts: frozenset[str] | None = None) -> HttpSettings:
         """What clients may ask of the HTTP server, which answers to the names `hosts` only, if they are given."""
-        return HttpSettings(drain_seconds=self.drain, api_key=self.api_key, origins=self.allow_origin, hosts=hosts)
+        origins, inspect = self.allow_origin, self.inspect
+        return HttpSettings(
+            drain_seconds=self.drain, api_key=self.api_key, origins=origins, hosts=hosts, inspect=inspect
+        )
 
 
 SAMPLED = ("temperature", "top_p", "top_k", "min_p")
@@ -146,6 +153,25 @@ RANGES: dict[str, tuple[float, float, str]] = {
 }
 OWN = {**{name: RANGES[name] for name in SAMPLED}, "repetition_penalty": (1e-3, 100, "above 0")}  # a model's own values
 CHOICES: dict[str, tuple[Any, ...]] = {"constrain": CONSTRAIN, "log_level": LEVELS, "kv_bits": KV_BITS}
+
+
+def check_private(host: str, insecure: bool) -> None:
+    """Raises `ConfigError` where a page that shows prompts and tokens could be reached from other machines."""
+    if insecure:
+        raise ConfigError("--inspect and --insecure do not go together: the page is for this machine only")
+    if not is_loopback(host):
+        raise ConfigError(
+            f"--inspect shows prompts and tokens, so it is for this machine only, and --host {host} may be reached "
+            "from others: leave --host out, or say 127.0.0.1"
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host`, an address or a name, says that it is this machine's own; what it resolves to is seen later."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 def make_config(file: Path | None = None, options: Mapping[str, Any] | None = None) -> ServeConfig:

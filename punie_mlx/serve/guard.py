@@ -19,6 +19,7 @@ from punie_mlx.serve.errors import ApiError
 from punie_mlx.serve.settings import HttpSettings
 
 OPEN = ("/health",)  # for load balancers and supervisors, which have no key
+INSPECT = "/inspect"  # a page that knows nothing: a browser opens it without a key, and it asks its user for one
 
 
 class Guard:
@@ -28,6 +29,7 @@ class Guard:
         self._app = app
         self._settings = settings
         self._refused = refused
+        self._open = (*OPEN, INSPECT) if settings.inspect else OPEN
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -47,7 +49,7 @@ class Guard:
         if origin is not None and not self._allowed(origin, host):
             message = f"pages of {origin} may not call: --allow-origin {origin} allows them"
             raise ApiError(403, message, code="origin_not_allowed")
-        if settings.api_key is not None and path not in OPEN and not same(bearer(headers), settings.api_key):
+        if settings.api_key is not None and path not in self._open and not same(bearer(headers), settings.api_key):
             message = "an API key is needed: send the header `Authorization: Bearer KEY`"
             raise ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
 

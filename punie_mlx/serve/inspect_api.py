@@ -30,7 +30,7 @@ async def tokenize(chat: Chat, http: Request, body: bytes) -> Response:
 
 
 async def render(chat: Chat, http: Request, body: bytes) -> Response:
-    """The prompt and the grammar of a chat request. Raises `ApiError`."""
+    """The prompt of a chat request, the format of its calls and their grammar. Raises `ApiError`."""
     request = parse(ChatRequest, body)
     chat.check(request)
     prepared = await chat.aside(http, body, chat.prepare, request)
@@ -43,7 +43,8 @@ async def render(chat: Chat, http: Request, body: bytes) -> Response:
     }
     told = _told(chat, prepared.prompt.tokens)
     limit = chat.room(len(prepared.prompt.tokens), request, "messages")
-    return json_response({"text": prepared.prompt.text, **told, "max_tokens": limit, "grammar": grammar})
+    spoken = {"format": chat.wire.name, "grammar": grammar}
+    return json_response({"text": prepared.prompt.text, **told, "max_tokens": limit, **spoken})
 
 
 def _told(chat: Chat, tokens: list[int]) -> dict[str, Any]:

@@ -30,12 +30,14 @@ import uvicorn
 import uvicorn.server
 
 from punie_mlx import identity
+from punie_mlx.chat.render import read_template
 from punie_mlx.errors import ConfigError, ModelError, PortError
 from punie_mlx.serve import app, wire
 from punie_mlx.serve.chat_api import Chat
-from punie_mlx.serve.config import ServeConfig
+from punie_mlx.serve.config import ServeConfig, check_private
 from punie_mlx.serve.constrain import Constrainer
 from punie_mlx.serve.engine import Engine
+from punie_mlx.serve.inspect_live import PAGE
 from punie_mlx.serve.metrics import Metrics
 from punie_mlx.serve.protocol import bounded
 from punie_mlx.serve.settings import HttpSettings
@@ -65,7 +67,7 @@ def serve(config: ServeConfig, **limits: Any) -> None:
         identity.model_files(config.model)
         if config.adapter is not None:
             identity.check_adapter(config.model, config.adapter)
-        template = read_template(config.chat_template)
+        template = read_template(config.chat_template) if config.chat_template else None
         start.enter("fingerprint")
         fingerprint = fingerprint_of(config, template)
         start.enter("telemetry")
@@ -83,6 +85,8 @@ def serve(config: ServeConfig, **limits: Any) -> None:
             chat = make_chat(engine, config, fingerprint, metrics)
             url = f"http://{address(listener)}/v1"
             log.info("serving %s (%s calls) at %s", chat.name, chat.wire.name, url)
+            if config.inspect:
+                log.info("inspect: open %s in a browser", url.removesuffix("/v1") + PAGE)
             ready = {"event": "ready", "url": url, "model": chat.name, "fingerprint": fingerprint, "pid": os.getpid()}
             application = app.build(chat, metrics, settings, telemetry)
 
@@ -124,19 +128,6 @@ def make_chat(engine: Engine, config: ServeConfig, fingerprint: str, metrics: Me
     return Chat(engine, config.served_name, fingerprint, speaks, settings, metrics, constrainer)
 
 
-def read_template(path: Path | None) -> str | None:
-    """The chat template in a file. Raises `ConfigError`."""
-    if path is None:
-        return None
-    try:
-        template = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        raise ConfigError(f"--chat-template {path} cannot be read ({e}): give a Jinja file") from e
-    if not template.strip():
-        raise ConfigError(f"--chat-template {path} is empty: give a Jinja file")
-    return template
-
-
 def fingerprint_of(config: ServeConfig, template: str | None) -> str:
     """What decides the answers: the model, its adapter, and a chat template in the place of its own."""
     base = identity.fingerprint(config.model, config.adapter)
@@ -175,6 +166,8 @@ def address(listener: socket.socket) -> str:
 def closed(config: ServeConfig, listener: socket.socket) -> HttpSettings:
     """What clients may do. Raises `ConfigError` where anybody on the network could call, and nobody said so."""
     loopback = ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
+    if config.inspect and not loopback:  # as a name can resolve to anything
+        check_private(listener.getsockname()[0], config.insecure)
     if not (loopback or config.api_key or config.insecure):
         raise ConfigError(
             f"--host {config.host} can be reached from other machines: set --api-key (or PUNIE_MLX_API_KEY), "

@@ -35,13 +35,6 @@ if TYPE_CHECKING:
 NO_DEFAULTS = Defaults()
 GREEDY_BELOW = 1e-3  # a smaller temperature overflows when logits are divided by it
 MOST_CHOICES = 128
-# What the prompt is made of, or how: only fields of the request and the server decide on these.
-RESERVED = frozenset(
-    ("self", "tokenizer", "messages", "conversation", "tools", "documents", "chat_template", "add_generation_prompt",
-     "continue_final_message", "tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict",
-     "return_assistant_tokens_mask", "tokenizer_kwargs", "processor_kwargs", "add_special_tokens", "bos_token",
-     "eos_token", "pad_token", "unk_token", "raise_exception", "strftime_now")
-)  # fmt: skip
 # Other servers' fields, each of which promises something about the answer.
 REFUSED = frozenset(
     ("best_of", "use_beam_search", "length_penalty", "stop_token_ids", "ignore_eos", "min_tokens", "echo",

@@ -49,6 +49,7 @@ class HttpSettings:
     a connection is kept between requests. stalled_seconds: how long a client may take nothing of what it is sent.
     drain_seconds: after SIGTERM, for answers that are under way. api_key: None lets everyone in. origins: those of
     browsers' pages that may call (CORS). hosts: the names that the Host header may have; None takes any.
+    inspect: there is a page at /inspect.
     """
 
     body: int = 16 * 2**20
@@ -62,3 +63,4 @@ class HttpSettings:
     api_key: str | None = None
     origins: tuple[str, ...] = ()
     hosts: frozenset[str] | None = None
+    inspect: bool = False

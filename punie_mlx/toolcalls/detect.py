@@ -22,6 +22,8 @@ _COMMENT = re.compile(r"\{#.*?(?:#\}|\Z)", re.DOTALL)
 _OPENS = re.compile(r"[^\w/]*(?:tool_?calls?(?:_(?:start|begin))?|(?:start|begin)_tool_?calls?)[^\w/]*")
 _CLOSES = re.compile(r"[^\w/]*(?:/\W*tool_?calls?|tool_?calls?_end|end_tool_?calls?)[^\w/]*")
 _PRIVATE = re.compile("[\ue000-\uf8ff]+")
+_ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})|\\U(000[0-9a-fA-F]{5}|0010[0-9a-fA-F]{4})")
+_NAMES_ITS_OWN = ("smollm3",)  # the format in which each tokenizer has markers of its own
 _SHOWN = 8  # tokens of a kind that are named; a vocabulary may have hundreds of private use
 _REACH = 1000  # characters of a template between the beginning of a call's JSON and its end
 # What a template writes before and after the JSON of a call; a bare word is the name of a variable.
@@ -123,7 +125,8 @@ def examine(chat_template: str | Mapping[str, str] | None, vocabulary: Collectio
     markers, disagreements = ("", ""), ()
     if len(fitting) == 1:
         (spelling,) = fitting.values()
-        markers = spelling.markers if any(spelling.markers) else _own_markers(template, vocabulary)
+        named = spelling.format in _NAMES_ITS_OWN
+        markers = _own_markers(template, vocabulary) if named else spelling.markers
         disagreements = tuple(_disagreements(spelling, markers, pointing, vocabulary))
     think = _thinking(template, tuple(fitting))
     return Detection(tuple(fitting), evidence, markers, think, pointing, disagreements)
@@ -202,7 +205,7 @@ def _value(template: str, tag: str) -> str:
     if not re.fullmatch(r"\w+", tag):
         return tag
     found = re.search(rf"\bset\s+{re.escape(tag)}\s*=\s*['\"]([^'\"]+)['\"]", template)
-    return found[1] if found else ""
+    return _ESCAPE.sub(lambda m: chr(int(m[1] or m[2], 16)), found[1]) if found else ""
 
 
 def _thinking(template: str, fitting: tuple[str, ...]) -> tuple[str, str] | tuple[()]:

@@ -50,6 +50,13 @@ class Prose:
             self._sink.fresh, self._just_closed = True, False
         return moved
 
+    def where(self, window: Window) -> str:
+        """Between the calls of a block, or behind a marker that opens one and what is still to be decided."""
+        if self._body is not None:
+            return "between"
+        opening = self._format.open if self._waiting else ""
+        return "call" if opening and literal(window, window.pos + self._held, opening) > 0 else ""
+
     def _read_text(self, window: Window) -> bool:
         if self._waiting:
             return self._decide(window, window.pos + self._held)

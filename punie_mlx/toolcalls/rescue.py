@@ -87,6 +87,10 @@ class Rescue:
             self._look(last=window.ended)
         return False
 
+    def where(self, window: Window) -> str:
+        """As its reader says: what is looked for here is text until the end."""
+        return self._reader.where(window)
+
     def _look(self, last: bool) -> None:
         """Look through what was read since the last time."""
         events, self._out = self._sink.events, []

@@ -39,6 +39,14 @@ class Sink:
         self._name: str | None = None  # of the call that was started and is neither finished nor malformed
         self._sent: list[str] = []
 
+    @property
+    def state(self) -> str:
+        """What of a call is open: "call", "arguments", or "" where none is."""
+        if self._name is not None:
+            return "arguments" if self._sent else "call"
+        # Several calls may stand in a list: what joins them is none yet.
+        return "call" if "".join(self._raw).strip(" \t\r\n,[]") else ""
+
     def text(self, window: Window, to: int) -> None:
         """Consume the window up to `to` as part of the answer or the thinking."""
         piece = window.text[window.pos : to]

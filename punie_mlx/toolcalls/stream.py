@@ -25,6 +25,8 @@ from punie_mlx.toolcalls.sink import Sink
 from punie_mlx.toolcalls.window import Window
 from punie_mlx.toolcalls.wire import Format
 
+STATES = ("content", "reasoning", "call", "arguments", "between")
+
 
 class StreamParser:
     """Reads what a model writes in `format`: a name of the table, or a `Format` with markers of its own.
@@ -50,7 +52,19 @@ class StreamParser:
         self._sink = Sink(tools)
         self._sink.in_reasoning = starts_in_reasoning
         reader = (wire.reader or Prose)(wire, self._sink)
-        self._step = (Rescue(reader, self._sink) if rescue else reader).step
+        self._reader = Rescue(reader, self._sink) if rescue else reader
+        self._step = self._reader.step
+
+    @property
+    def state(self) -> str:
+        """Where the text that was read ends: in one of `STATES`.
+
+        content, reasoning: in the answer, in the thinking. call: a call has begun, its arguments have not. arguments:
+        in those. between: after a call of a block that may hold another, or before a message of several. Text that is
+        held back until it is decided counts as what stood before it.
+        """
+        text = "reasoning" if self._sink.in_reasoning else "content"
+        return self._sink.state or self._reader.where(self._window) or text
 
     def feed(self, text: str, tokens: Sequence[int] = ()) -> list[Event]:
         """Take in `text`, and the ids of the tokens that it was decoded from; return the events that it decides.

@@ -17,11 +17,17 @@ class Reader(Protocol):
 
     def step(self, window: Window, /) -> bool: ...
 
+    def where(self, window: Window, /) -> str:
+        """Where the text stands that no call has taken: "call", "between" (calls, messages), or "" for neither."""
+        ...
 
-class Body(Reader, Protocol):
+
+class Body(Protocol):
     """Reads one call, or several that share a block; `done` when it is over."""
 
     done: bool
+
+    def step(self, window: Window, /) -> bool: ...
 
 
 class Opening(NamedTuple):

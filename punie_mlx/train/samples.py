@@ -265,10 +265,10 @@ def _places(messages: Sequence[Mapping[str, Any]]) -> list[int]:
 
 def _block(conversation: Conversation, index: int, prompt: Prompt) -> tuple[int, int]:
     """Where message `index` begins and ends among the tokens of `prompt`, with what the template writes around it."""
-    return _tokens_before(conversation, index, prompt), _tokens_before(conversation, index + 1, prompt)
+    return tokens_before(conversation, index, prompt), tokens_before(conversation, index + 1, prompt)
 
 
-def _tokens_before(conversation: Conversation, count: int, prompt: Prompt) -> int:
+def tokens_before(conversation: Conversation, count: int, prompt: Prompt) -> int:
     """How many tokens of `prompt` the first `count` messages have; none of them, what stands before the first says."""
     before = conversation.sealed(count)
     if not before and conversation.messages[0]["role"] != "system":

@@ -4,13 +4,13 @@ but itself fails the test that opened it."""
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 ARGUMENTS = (
@@ -38,19 +38,33 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def opened(browser: Browser) -> Opened:
-    """`with opened(file, width=360, color_scheme="dark") as page`: a page that must be quiet until the block ends."""
+    """`with opened(file, width=360, color_scheme="dark") as page`: a page that must be quiet until the block ends.
+
+    A page of a server is named by its address, and may ask that server. `said`: what else the console may say.
+    """
 
     @contextmanager
-    def open_page(file: Path, *, width: int = 1280, anchor: str = "", **options: Any) -> Generator[Page]:
+    def open_page(
+        where: Path | str, *, width: int = 1280, anchor: str = "", said: Sequence[str] = (), **options: Any
+    ) -> Generator[Page]:
         problems: list[str] = []
-        context = browser.new_context(viewport={"width": width, "height": 900}, offline=True, **options)
+        served = isinstance(where, str)
+        context = browser.new_context(viewport={"width": width, "height": 900}, offline=not served, **options)
         context.add_init_script(WATCH)
         context.set_default_timeout(10_000)
         page = context.new_page()
-        own = file.resolve().as_uri()
-        page.on("console", lambda m: problems.append(f"console {m.type}: {m.text}") if m.type in SAID else None)
+        own = where if isinstance(where, str) else where.resolve().as_uri()
+
+        def heard(message: ConsoleMessage) -> None:
+            if message.type in SAID and not any(text in message.text for text in said):
+                problems.append(f"console {message.type}: {message.text}")
+
+        def is_own(url: str) -> bool:
+            return url.split("#")[0] == own or (served and url.startswith(f"{own}/"))
+
+        page.on("console", heard)
         page.on("pageerror", lambda e: problems.append(f"script error: {e}"))
-        page.on("request", lambda r: None if r.url.split("#")[0] == own else problems.append(f"request: {r.url}"))
+        page.on("request", lambda r: None if is_own(r.url) else problems.append(f"request: {r.url}"))
         try:
             page.goto(own + anchor)
             yield page

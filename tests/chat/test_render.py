@@ -28,7 +28,7 @@ def tokenizer(tiny_base: Path):
 
 
 def test_the_shipped_template_is_the_one_of_the_package(tiny_base: Path, root: Path) -> None:
-    ours = root / "punie_mlx/chat/templates/qwen3_coder.jinja"
+    ours = root / "punie_mlx/chat/templates/tiny_base.jinja"
     assert (tiny_base / "chat_template.jinja").read_text() == ours.read_text()
 
 

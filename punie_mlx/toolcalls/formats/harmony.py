@@ -151,6 +151,12 @@ class Reader:
         """Read on; return whether there may be more to decide."""
         return self._step(window)
 
+    def where(self, window: Window) -> str:
+        """Between messages, or in the header of a call."""
+        if self._step != self._between:
+            return ""
+        return "call" if "to=" in window.text[window.pos :] else "between"
+
     # ---- between messages ----
 
     def _between(self, window: Window) -> bool:
