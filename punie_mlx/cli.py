@@ -22,6 +22,7 @@ from punie_mlx.cli_sweep import sweep
 from punie_mlx.cli_template import app as template_app
 from punie_mlx.cli_train import train
 from punie_mlx.errors import PunieError
+from punie_mlx.pages.text import visible
 
 app = typer.Typer(
     name="punie-mlx",
@@ -335,7 +336,7 @@ def main() -> None:
     try:
         app()
     except PunieError as e:
-        print(f"punie-mlx: {e}", file=sys.stderr)
+        print(f"punie-mlx: {visible(e)}", file=sys.stderr)  # a message may quote what others wrote
         sys.exit(e.exit_code)
     except KeyboardInterrupt:
         print("punie-mlx: interrupted", file=sys.stderr)

@@ -74,8 +74,9 @@ def doctor(
     `punie-mlx doctor --url http://127.0.0.1:8080/v1`, `punie-mlx doctor --explain tool-calls-dropped`
     """
     from punie_mlx.doctor import examination, terminal
+    from punie_mlx.doctor.mend import beside
     from punie_mlx.doctor.page import page
-    from punie_mlx.files import write_text
+    from punie_mlx.files import refuse_existing, write_text
 
     if listed or explain:
         typer.echo(_explanations(explain), nl=False)
@@ -83,6 +84,11 @@ def doctor(
     specimen = _specimen(model, template)
     if fix and specimen is None:
         raise ConfigError("--fix mends a template: give a model directory or --template FILE")
+    for option, given in (("--out", out), ("--family", family), ("--overwrite", overwrite)):
+        if given and not fix:
+            raise ConfigError(f"{option} is about the template that --fix writes: give --fix, too")
+    if fix and specimen:
+        refuse_existing(out or beside(specimen), overwrite)
     asked = examination.Asked(
         specimen, adapter, data, probe, url, served, api_key, timeout, rows, tuple(check or ()), tuple(skip or ())
     )
@@ -90,7 +96,7 @@ def doctor(
     found = examination.visit(asked, lambda doing: said.print(f"{doing} …", style="dim", markup=False))
     mended = _mend(specimen, found, out, family, overwrite=overwrite) if fix and specimen else None
     if html:
-        write_text(html, page(found, specimen.name if specimen else str(url)))
+        write_text(html, page(found, specimen.name if specimen else found.facts["server"]["url"]))
     if as_json:
         typer.echo(json.dumps(examination.as_json(found, mended), indent=2, ensure_ascii=False))
     else:

@@ -46,11 +46,15 @@ def inspect(
     marker tokens, the reader's state after it, and the calls that come of it. It has no grammar and no server.
     Example: `punie-mlx inspect --model data/tiny-base --messages data/phase8_xml_format/train.jsonl --line 3`
     """
+    from punie_mlx.chat.render import read_template
     from punie_mlx.inspector.inspection import Asked
     from punie_mlx.inspector.inspection import inspect as look
-    from punie_mlx.inspector.page import refuse_directory, write_page
+    from punie_mlx.inspector.page import refuse_page, write_page
     from punie_mlx.inspector.source import read_row
+    from punie_mlx.serve.config import coerce
 
+    if html is not None:
+        refuse_page(html, messages, *filter(None, (tools, chat_template)))
     asked = Asked(
         model=model,
         row=read_row(messages, tools, line),
@@ -60,8 +64,6 @@ def inspect(
         template_kwargs=coerce("template_kwargs", template_kwargs or "{}", "--template-kwargs"),
         tool_call_format=tool_call_format,
     )
-    if html is not None:
-        refuse_directory(html)
     seen = look(asked)
     if html is not None:
         write_page(seen, html)

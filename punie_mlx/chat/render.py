@@ -36,7 +36,10 @@ def load_tokenizer(model: Path, *, needs_template: bool = True) -> Any:
     try:
         tokenizer = load(Path(model), eos_token_ids=_ends_of_turn(Path(model)))
     except Exception as e:
-        raise ModelError(f"the tokenizer of {model} cannot be loaded: {e}") from e
+        raise ModelError(
+            f"the tokenizer of {model} cannot be loaded ({e}): give a directory that holds tokenizer.json, "
+            "tokenizer_config.json and config.json as they were published"
+        ) from e
     if needs_template and not getattr(tokenizer, "chat_template", None):
         raise ModelError(f"the tokenizer of {model} has no chat template: add chat_template.jinja to the directory")
     return tokenizer

@@ -196,13 +196,19 @@ class Sentinel:
 
     def value(self, value: Any, kept: frozenset[str] = frozenset()) -> Any:
         """A JSON value with sentinels in its strings and keys, but for those in `kept`."""
+        try:
+            return self._value(value, kept)
+        except RecursionError as e:
+            raise DataError("lists or objects are nested too deep for a chat template: flatten them") from e
+
+    def _value(self, value: Any, kept: frozenset[str]) -> Any:
         match value:
             case str():
                 return value if value in kept else self.text(value)
             case Mapping():
-                return {self.value(k, kept): self.value(v, kept) for k, v in value.items()}
+                return {self._value(k, kept): self._value(v, kept) for k, v in value.items()}
             case list() | tuple():
-                return [self.value(v, kept) for v in value]
+                return [self._value(v, kept) for v in value]
         return value
 
     def take_out(self, rendered: str) -> tuple[str, list[int]]:

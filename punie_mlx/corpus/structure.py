@@ -133,6 +133,8 @@ def _messages(value: Any) -> list[dict[str, Any]]:
             raise BadRow("bad_role", f"a message of the role {role!r}")
         message = dict(message)
         message["content"] = _content(message.get("content"))
+        if not isinstance(message.get("reasoning_content"), str | None):
+            raise BadRow("bad_content", "a reasoning_content that is no text")
         out.append(message)
     return out
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from punie_mlx import identity
-from punie_mlx.doctor import tensors
+from punie_mlx import identity, tensors
 from punie_mlx.doctor.findings import Check, Finding, Shown, Skip
 from punie_mlx.doctor.specimen import Specimen
+from punie_mlx.doctor.vocabulary import EMBEDDINGS
 from punie_mlx.errors import ModelError
 
 _LEAF = re.compile(r"\.(lora_a|lora_b|m)$")
@@ -88,7 +88,7 @@ def adapter_fit(subject: AdapterSubject) -> Iterator[Finding]:
     beyond = sorted({int(m[1]) for name in own if (m := _LAYER.search(name))} - layers)
     if beyond and layers:
         wrong.insert(0, f"layer {beyond[0]} of the adapter; the model has layers 0 to {max(layers)}")
-    if own and not any(_base_name(name) in base for name in own):
+    if own and not {_place(_base_name(name)) for name in own} & {_place(name) for name in base}:
         wrong.append(f"{next(iter(own))}: none of the adapter's names stands in the model")
     if not own:
         wrong.append("the adapter holds no arrays")
@@ -108,16 +108,24 @@ def _base_name(name: str) -> str:
     return _LEAF.sub(".weight", name)
 
 
+def _place(name: str) -> str:
+    """`name` from the layer on: what stands before it may be turned about when a model is loaded."""
+    found = _LAYER.search(name)
+    return name[found.start() :] if found else name
+
+
 def _misfit(name: str, shape: tuple[int, ...], base: Mapping[str, tuple[int, ...]]) -> str:
     """How an array of the adapter disagrees with the weight that it belongs to; "" where it does not."""
     leaf, weight = _LEAF.search(name), base.get(_base_name(name))
     if weight is None or len(weight) != 2 or len(shape) > 2:
         return ""
-    rows, columns = weight
     packed = _base_name(name).removesuffix("weight") + "scales" in base  # a quantized weight: its columns are not known
+    rows, columns = weight[0], None if packed else weight[1]
+    # A linear layer takes as many numbers as its weight has columns; an embedding takes the number of a row.
+    taken, given = (rows, columns) if _base_name(name).endswith(EMBEDDINGS) else (columns, rows)
     expected = {
-        "lora_a": shape[0] == columns or packed,
-        "lora_b": shape[-1] == rows,
+        "lora_a": taken in (None, *shape[:1]),
+        "lora_b": given in (None, *shape[-1:]),
         "m": shape == (rows,),
     }.get(leaf[1] if leaf else "", shape == weight)
     return "" if expected else f"{name} is {_size(shape)}, the weight is {_size(weight)}"

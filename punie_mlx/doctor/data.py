@@ -6,6 +6,7 @@ The rows are read as the audit reads them. What each row would be, were it right
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from punie_mlx.chat.messages import for_template, tools_for_template
-from punie_mlx.chat.render import Conversation, render
+from punie_mlx.chat.render import Conversation, encode, render
 from punie_mlx.chat.turns import shared, turn
 from punie_mlx.corpus.audit.model import TRAIN, AuditRow, Call
 from punie_mlx.corpus.audit.read import RESULT, read_file
@@ -23,7 +24,7 @@ from punie_mlx.corpus.convert import source_files
 from punie_mlx.corpus.infer import infer_tools
 from punie_mlx.corpus.structure import BadRow
 from punie_mlx.doctor import cases, roundtrip
-from punie_mlx.doctor.excerpts import piece
+from punie_mlx.doctor.excerpts import piece, short
 from punie_mlx.doctor.findings import Check, Finding, Shown, Skip
 from punie_mlx.doctor.specimen import Specimen
 from punie_mlx.errors import DataError
@@ -52,7 +53,7 @@ class DataSubject:
         path = Path(self.rows_path)
         files = [path] if path.is_file() else source_files(path)
         files = sorted(files, key=lambda f: (f.stem != TRAIN, f.name))
-        return [row for f in files for row in islice(read_file(f), self.limit)]
+        return [_as_text(row) for f in files for row in islice(read_file(f), self.limit)]
 
     @cached_property
     def _served(self) -> dict[str, Served | None]:
@@ -63,6 +64,16 @@ class DataSubject:
         if row.where not in self._served:
             self._served[row.where] = _served(row)
         return self._served[row.where]
+
+
+def _as_text(row: AuditRow) -> AuditRow:
+    """`row`, or a bad one where no tokenizer can read what it says."""
+    try:
+        json.dumps(row.raw, ensure_ascii=False).encode()
+        return row
+    except UnicodeEncodeError:
+        problem = "half of a surrogate pair stands alone, which is no text"
+        return AuditRow(row.split, row.file, row.line, row.text, row.raw, "bad", problem)
 
 
 @dataclass(frozen=True)
@@ -101,8 +112,8 @@ def data_broken(subject: DataSubject) -> Iterator[Finding]:
         return
     told = [f"{_count(bad, subject.rows)} are no rows"] if bad else []
     told += [f"{_count(broken, subject.rows)} hold calls that cannot be read"] if broken else []
-    shown = [Shown(r.where, f"{r.problem}: {_short(r.text)}") for r in bad[:1]]
-    shown += [Shown(r.where, f"{r.broken[0].reason}: {_short(r.broken[0].raw)}") for r in broken[:2]]
+    shown = [Shown(r.where, f"{r.problem}: {short(r.text)}") for r in bad[:1]]
+    shown += [Shown(r.where, f"{r.broken[0].reason}: {short(r.broken[0].raw)}") for r in broken[:2]]
     yield Finding(
         "data-broken",
         "high",
@@ -130,7 +141,7 @@ def data_call_format(subject: DataSubject) -> Iterator[Finding]:
         "high",
         f"{_count(wrong, subject.rows)} hold calls as text, {' and '.join(places)}; this template writes them as "
         f"{wire.name}, from tool_calls",
-        (Shown(row.where, _short(call.raw)), *_template_writes(subject.specimen, call)),
+        (Shown(row.where, short(call.raw)), *_template_writes(subject.specimen, call)),
         "The model is taught to write calls that the server's reader, and the grammar of constrained decoding, do not "
         "know: it was better at calls before the training.",
         "`punie-mlx convert IN OUT --model DIR` makes structured rows of them, which the template renders.",
@@ -147,7 +158,7 @@ def _template_writes(specimen: Specimen, call: Call) -> Iterator[Shown]:
         written = roundtrip.write(specimen, ToolCall(call.name, call.arguments))
     except Skip:
         return
-    yield specimen.show("this template writes", _short(written.turn))
+    yield specimen.show("this template writes", short(written.turn))
 
 
 def data_results(subject: DataSubject) -> Iterator[Finding]:
@@ -165,7 +176,7 @@ def data_results(subject: DataSubject) -> Iterator[Finding]:
         "data-results",
         "high",
         f"{_count({r.where for r, _ in wrong}, subject.rows)} write tool results as words of the user",
-        (Shown(row.where, _short(found.content)), *([Shown("this template writes", framed)] if framed else [])),
+        (Shown(row.where, short(found.content)), *([Shown("this template writes", framed)] if framed else [])),
         "Served, a result stands in another frame than in training: the model takes it for a new question and calls "
         "again.",
         "`punie-mlx convert IN OUT --model DIR` turns them into messages of the role tool.",
@@ -269,7 +280,7 @@ def _differs(subject: DataSubject, found: list[Parting], kind: str) -> Finding:
     ready = kind == "text"
     return Finding(
         "data-prompt-differs",
-        "high" if ready else "medium",
+        "high" if ready else "low",
         f"{_count(found, subject.rows)} ({kind}) part from what a server shows: {found[0].row.where} at {number}",
         shown,
         "The model is trained on other prompts than it is served: what it learned behind one beginning, it does not "
@@ -288,16 +299,14 @@ def _side_by_side(specimen: Specimen, parting: Parting) -> tuple[str, tuple[Show
         at = parting.at
         shown = [Shown(label, piece(t, at - _REACH, at + _REACH)) for label, t in zip(labels, texts, strict=True)]
         return f"character {at}", tuple(shown)
-    # Only where they part: the tokens before the last line break that both have are the same.
-    start = max(parting.row_text.rfind("\n", 0, max(0, parting.at - _REACH)), 0)
-    one, other = (specimen.tokens(t[start : parting.at + 4 * _REACH]) for t in texts)
+    one, other = (encode(specimen.tokenizer, t) for t in texts)
     at = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-    before = len(specimen.tokens(parting.row_text[:start])) if start else 0
     shown = []
     for label, tokens in zip(labels, (one, other), strict=True):
         cut = tokens[max(0, at - _BEFORE) : at + _AFTER]
-        shown.append(Shown(label, "".join(text for _, text in cut), cut))
-    return f"token {before + at}", tuple(shown)
+        spelled = tuple((i, specimen.tokenizer.decode([i])) for i in cut)
+        shown.append(Shown(label, specimen.tokenizer.decode(cut), spelled))
+    return f"token {at}", tuple(shown)
 
 
 def _parting(subject: DataSubject, row: AuditRow, *, with_tools: bool = False) -> Parting | None:
@@ -357,10 +366,6 @@ def _expected(specimen: Specimen, served: Served, i: int, *, ready: bool) -> Ite
     yield render(specimen.tokenizer, before, served.tools, add_generation_prompt=True)
     if ready:
         yield render(specimen.tokenizer, served.messages[: i + 1], served.tools).rstrip()
-
-
-def _short(text: str) -> str:
-    return piece(text, 0, len(text))
 
 
 def _check(id: str, title: str, run: Callable[[DataSubject], Iterator[Finding]]) -> Check:

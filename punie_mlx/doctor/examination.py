@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,11 @@ from punie_mlx.doctor.specimen import Specimen
 from punie_mlx.errors import ConfigError
 
 STATIC = ("template", "round-trip", "vocabulary")
+NEEDS = {
+    **dict.fromkeys(STATIC, "a model directory or --template FILE"),
+    "adapter": "--adapter DIR", "data": "--data DATA", "behaviour": "--probe", "server": "--url URL",
+}  # fmt: skip
+"""What is given so that an area is looked at."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,7 @@ class Asked:
     probe: bool = False
     url: str | None = None
     served: str | None = None
-    api_key: str | None = None
+    api_key: str | None = field(default=None, repr=False)
     timeout: float = 120.0
     rows: int = 200
     only: Collection[str] = ()
@@ -36,7 +41,7 @@ class Asked:
 
     def __post_init__(self) -> None:
         """Raises `ConfigError`."""
-        known = {c.id for c in table.checks()}
+        known = {c.id: c.area for c in table.checks()}
         for name in (*self.only, *self.without):
             if name not in known:
                 raise ConfigError(f"there is no check {name!r}: `punie-mlx doctor --list` names them all")
@@ -48,6 +53,15 @@ class Asked:
                 raise ConfigError(f"{option} needs the model: give its directory")
         if self.data and self.specimen is None:
             raise ConfigError("--data needs a template to hold the rows against: give a model directory or --template")
+        for name in self.only:
+            if known[name] not in self._areas:
+                raise ConfigError(f"the check {name} would not be made: give {NEEDS[known[name]]}, too")
+
+    @property
+    def _areas(self) -> set[str]:
+        """What is looked at."""
+        given = {"adapter": self.adapter, "data": self.data, "behaviour": self.probe, "server": self.url}
+        return {*(STATIC if self.specimen else ()), *(area for area, value in given.items() if value)}
 
     def checks(self, *areas: str) -> list[Check]:
         """Those of `areas` that are wanted."""
@@ -116,9 +130,10 @@ def _behaviour(specimen: Specimen, asked: Asked, tell: Callable[[str], None]) ->
 
 
 def _server(url: str, asked: Asked, tell: Callable[[str], None]) -> Examined:
+    from punie_mlx.doctor.server_client import base_url
     from punie_mlx.doctor.server_session import ask
 
-    tell(f"asking {url}")
+    tell(f"asking {base_url(url)}")
     session = ask(url, asked.served, asked.api_key, asked.timeout)
     found = examine(session, asked.checks("server"))
     return found + Examined(facts={"server": session.facts()})

@@ -33,6 +33,11 @@ def piece(text: str, start: int, end: int) -> str:
     return (CUT if start else "") + found + (CUT if end < len(text) else "")
 
 
+def short(text: str) -> str:
+    """`text`, with "…" in the middle of a long one."""
+    return piece(text, 0, len(text))
+
+
 def _before_tag(text: str, at: int) -> int:
     """`at`, or where the tag or token begins in which it stands."""
     opened = text.rfind("<", max(0, at - _TAG), at)
@@ -97,6 +102,10 @@ class Frame:
         """The first word that only the assistant's turns begin with."""
         found = _FIRST_WORD.match(self.assistant)
         return found[0].strip() if found else ""
+
+    def opens(self, text: str, word: str) -> bool:
+        """Whether `word` stands in `text` as the beginning of an assistant's turn."""
+        return bool(self.assistant.strip()) and text[: max(0, text.rfind(word))].endswith(self.assistant)
 
     def holds(self, text: str, word: str) -> bool:
         """Whether `word` stands in `text` as a user's would."""

@@ -126,9 +126,9 @@ def examine(subject: Any, checks: Sequence[Check]) -> Examined:
             skipped.append((check.id, str(e)))
     failed = {check for check, findings in found.items() if findings}
     named = [c for c in checks if c.id in failed and not failed.intersection(c.follows)]
-    skipped += [
-        (c.id, f"follows from {', '.join(failed & {*c.follows})}") for c in checks if c.id in failed and c not in named
-    ]
+    for check in checks:
+        if check.id in failed and check not in named:
+            skipped.append((check.id, f"it follows from {', '.join(f for f in check.follows if f in failed)}"))
     return Examined(
         findings=in_order(f for c in named for f in found[c.id]),
         passed=tuple(c.id for c in checks if c.id in found and c.id not in failed),

@@ -17,12 +17,14 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from punie_mlx import identity
 from punie_mlx.doctor import roundtrip, stock
 from punie_mlx.doctor.findings import Skip
 from punie_mlx.doctor.specimen import Specimen
+from punie_mlx.pages.text import visible
 from punie_mlx.toolcalls.calls import ToolCall
 
 AS_OF = {"vLLM": "main at 0064cc9cb1", "SGLang": "main at 00828e568a", "llama.cpp": "master at 00dc8057ab"}
@@ -131,16 +133,19 @@ def _format(specimen: Specimen) -> dict[str, Any]:
     found, wire = specimen.detection, specimen.wire
     told: dict[str, Any] = {"name": found.format or ("several fit" if found.formats else "unknown")}
     if wire is not None:
-        told["a call stands between"] = [readable(m) for m in (wire.open, wire.close) if m]
-        told["thinking stands between"] = [readable(m.strip()) for m in found.think]
-    return {key: value for key, value in (told | {"why": readable(found.explain())}).items() if value}
+        told["a call stands between"] = [visible(m) for m in (wire.open, wire.close) if m]
+        told["thinking stands between"] = [visible(m.strip()) for m in found.think]
+    return {key: value for key, value in (told | {"why": visible(found.explain())}).items() if value}
 
 
 def _ours(specimen: Specimen) -> dict[str, Any]:
     model = shlex.quote(str(specimen.directory)) if specimen.directory else "MODEL_DIR"
+    command = f"punie-mlx serve --model {model}"
+    if str(specimen.directory) != specimen.name:  # it is not the model's own
+        command += f" --chat-template {shlex.quote(specimen.name) if Path(specimen.name).is_file() else 'FILE'}"
     if specimen.wire is None:
-        return {"type": f"punie-mlx serve --model {model} --tool-call-format NAME"}
-    return {"type": f"punie-mlx serve --model {model}", "reads": "the format, detected by itself"}
+        return {"type": f"{command} --tool-call-format NAME"}
+    return {"type": command, "reads": "the format, detected by itself"}
 
 
 def _mlx_lm(specimen: Specimen) -> dict[str, Any]:
@@ -152,11 +157,11 @@ def _mlx_lm(specimen: Specimen) -> dict[str, Any]:
     else:
         named = " (named in tokenizer_config.json)" if stock.configured(specimen) else ""
         told["reader of calls"] = f"{taken.name}{named}"
-        told["it waits for"] = [readable(m) for m in (taken.opening, taken.closing) if m]
+        told["it waits for"] = [visible(m) for m in (taken.opening, taken.closing) if m]
         told["it reads what the template writes"] = {True: "yes", False: "no", None: "not known"}[_reads(specimen)]
     thinking = getattr(specimen.tokenizer, "think_start", None), getattr(specimen.tokenizer, "think_end", None)
     if specimen.has_vocabulary:
-        told["thinking, by the tokens of the vocabulary"] = [readable(t) for t in thinking if t] or "none"
+        told["thinking, by the tokens of the vocabulary"] = [visible(t) for t in thinking if t] or "none"
     return told
 
 
@@ -201,13 +206,8 @@ def _notes(specimen: Specimen) -> list[str]:
     wire = specimen.wire
     hidden = [m for m in (wire.open, wire.close, *wire.think) if m.strip() in special] if wire else []
     if hidden:
-        shown = " ".join(readable(m.strip()) for m in hidden)
+        shown = " ".join(visible(m.strip()) for m in hidden)
         notes.append(
             f"{shown}: special tokens, which decoding with skip_special_tokens=True takes out before a reader sees them"
         )
     return notes
-
-
-def readable(text: str) -> str:
-    """`text` with characters of private use by their code points."""
-    return "".join(f"U+{ord(c):04X}" if 0xE000 <= ord(c) <= 0xF8FF else c for c in text)

@@ -10,7 +10,7 @@ import difflib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ from punie_mlx.doctor.findings import SEVERITIES, Examined, Finding, examine
 from punie_mlx.doctor.jinja_text import Edit, Text, apply, escaped_private, visible_private
 from punie_mlx.doctor.rewrites import REWRITES, Rewrite
 from punie_mlx.doctor.specimen import Specimen
-from punie_mlx.errors import ConfigError, OutputError
-from punie_mlx.files import atomic_file, refuse_existing
+from punie_mlx.errors import ConfigError
+from punie_mlx.files import refuse_existing, write_text
 
 FILE, MENDED = "chat_template.jinja", "chat_template.mended.jinja"
 _WEIGHTS = {"high": 10_000, "medium": 100, "low": 1}
@@ -156,11 +156,7 @@ def beside(specimen: Specimen) -> Path:
 def write(mended: Mended, out: Path, *, overwrite: bool = False) -> Mended:
     """`mended` in the file `out`, whole or not at all. Raises `OutputError`, `DiskError`."""
     refuse_existing(out, overwrite)
-    try:
-        with atomic_file(out) as tmp:
-            tmp.write_text(mended.template, encoding="utf-8")
-    except OSError as e:
-        raise OutputError(f"{out} cannot be written: {e.strerror or e}; name another file with --out") from e
+    write_text(out, mended.template)
     told = usage.usage(out, mended.specimen) if mended.specimen else mended.usage
     return replace(mended, file=out, usage=told)
 
@@ -177,7 +173,7 @@ def _mended(ill: _Candidate, well: _Candidate) -> Mended:
         before=ill.found.findings,
         after=well.found.findings,
         usage=usage.usage(beside(ill.specimen), well.specimen),
-        rewrites=well.rewrites,
+        rewrites=tuple(dict.fromkeys(well.rewrites)),
         specimen=well.specimen,
     )
 
@@ -210,10 +206,20 @@ def _proved(specimen: Specimen, counted: set[str], **told: Any) -> _Candidate:
     return _Candidate(specimen, _only(static(specimen), counted), **told)
 
 
+@lru_cache(maxsize=16)
+def _alone(template: str, name: str) -> Specimen:
+    """A template without its tokenizer: what it has rendered for a look at it, it need not render for the proof."""
+    return Specimen.of_text(template, name)
+
+
+def _with(specimen: Specimen, template: str) -> Specimen:
+    return specimen.with_template(template) if specimen.directory else _alone(template, specimen.name)
+
+
 def _quick(specimen: Specimen, template: str, wanted: set[str]) -> Counter[str]:
     """Findings of the `wanted` checks on `template` without its tokenizer: what a full proof is worth trying for."""
     checks = [c for c in table.checks("template", "round-trip") if c.id in wanted]
-    return _weights(examine(Specimen.of_text(template, specimen.name), checks))
+    return _weights(examine(_alone(template, specimen.name), checks))
 
 
 # ---- rewrites of its own text ----
@@ -280,7 +286,7 @@ def _tried(
     least: Counter[str],
     counted: set[str],
 ) -> _Candidate | None:
-    """What the fewest of `edits` make of it, where they help."""
+    """What `edits`, or the fewest of them that do, make of it, where they help."""
 
     def helps(some: Sequence[Edit], than: Counter[str]) -> Counter[str] | None:
         changed = apply(text.template, some)
@@ -292,14 +298,22 @@ def _tried(
     reached = helps(edits, least)
     if reached is None:
         return None
-    few = list(edits)
-    for edit in edits if len(edits) > 1 else ():
-        fewer = [e for e in few if e is not edit]
-        now = helps(fewer, least) if fewer else None
-        if now is not None and now.total() <= reached.total():
-            few = fewer
-    for some in (few, edits):
-        specimen = ill.specimen.with_template(apply(text.template, some))
+
+    def choices() -> Iterator[Sequence[Edit]]:
+        if rewrite.everywhere:
+            yield edits
+        few = list(edits)
+        for edit in edits if len(edits) > 1 else ():
+            fewer = [e for e in few if e is not edit]
+            now = helps(fewer, least) if fewer else None
+            if now is not None and now.total() <= reached.total():
+                few = fewer
+        yield few
+        if not rewrite.everywhere:
+            yield edits
+
+    for some in choices():
+        specimen = _with(ill.specimen, apply(text.template, some))
         if rewrite.plain and not _same_plain(ill.specimen, specimen):
             continue
         if ill.specimen.wire and specimen.detection.formats != ill.specimen.detection.formats:

@@ -12,16 +12,16 @@ from punie_mlx.pages import frame
 from punie_mlx.pages.text import Html, join, spaced, tag
 
 STYLE = """
-.finding { border-left: .35rem solid var(--line); padding: .1rem 0 .1rem 1rem; margin: 1.5rem 0; }
+.finding { border-left: .35rem solid #2b6cb0; padding: .1rem 0 .1rem 1rem; margin: 1.5rem 0; }
 .finding.high { border-color: #c0392b; }
 .finding.medium { border-color: #b7791f; }
-.finding.low { border-color: #2b6cb0; }
 .finding h2 { font-size: 1.1rem; margin: 0; }
 .severity { font-size: .8rem; text-transform: uppercase; letter-spacing: .05em; }
 .evidence { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 1rem; }
 .evidence figure { margin: 0; min-width: 0; }
 .evidence figcaption { font-size: .85rem; opacity: .8; }
 .evidence pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: .2rem 0; }
+.evidence u { text-decoration: none; opacity: .45; }
 .evidence .token { border-bottom: 2px solid currentColor; margin-right: 2px; }
 .evidence .token sub { opacity: .7; }
 dl.facts { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; overflow-wrap: anywhere; }
@@ -45,13 +45,21 @@ def _finding(finding: Finding) -> Html:
     return tag(
         "section",
         tag("p", finding.severity, class_="severity"),
-        tag("h2", tag("code", finding.check), " ", finding.summary),
+        tag("h2", tag("code", finding.check), " ", *_words(finding.summary)),
         tag("div", *map(_shown, finding.shown), class_="evidence"),
-        tag("p", tag("strong", "Effect: "), finding.effect),
-        tag("p", tag("strong", "Remedy: "), finding.remedy),
+        tag("p", tag("strong", "Effect: "), *_words(finding.effect)),
+        tag("p", tag("strong", "Remedy: "), *_words(finding.remedy)),
         tag("details", tag("summary", "What this check looks at"), tag("pre", table.explanation(finding.check))),
         class_=f"finding {finding.severity}",
     )
+
+
+def _words(text: str) -> list[object]:
+    """`text` with what stands between backticks as code."""
+    parts = text.split("`")
+    if len(parts) % 2 == 0:  # one of them has no other
+        return [text]
+    return [tag("code", part) if i % 2 else part for i, part in enumerate(parts)]
 
 
 def _shown(piece: Shown) -> Html:
@@ -68,10 +76,10 @@ def _shown(piece: Shown) -> Html:
 def _facts(facts: dict[str, Any]) -> Iterator[Html]:
     for name, value in facts.items():
         rows = value.items() if isinstance(value, dict) else [(name, value)]
-        cells = join(tag("dt", key) + tag("dd", one_line(what)) for key, what in rows if what not in (None, "", []))
+        cells = [tag("dt", key) + tag("dd", one_line(what)) for key, what in rows if what not in (None, "", [], {})]
         if cells:
             yield tag("h2", name)
-            yield tag("dl", Html(cells), class_="facts")
+            yield tag("dl", Html("".join(cells)), class_="facts")
 
 
 def _others(found: Examined) -> Iterator[Html]:

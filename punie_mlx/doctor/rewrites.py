@@ -30,6 +30,7 @@ _NAME = r"[A-Za-z_]\w*(?:\.\w+|\[['\"]\w+['\"]\])*"
 _ARGUMENTS = rf"(?<![\w.])({_NAME}(?:\.arguments\b|\[['\"]arguments['\"]\]))"
 _AS_JSON = r"\s*\|\s*tojson(?:\([^()]*\))?"
 _SWITCH = r"(?<![\w.'\"])(enable_thinking|thinking|enable_reasoning|reasoning)\b"
+_JSON_OR_TEXT = "({0} if {0} is string else {0} | tojson)"
 _CLOSED = r"(?=\s*(?:[-+]?[%}]\}|\)|\||~|\+|,))"
 
 
@@ -37,14 +38,16 @@ _CLOSED = r"(?=\s*(?:[-+]?[%}]\}|\)|\||~|\+|,))"
 class Rewrite:
     """A kind of edit: what it `does`, in words, and the checks whose findings it may clear.
 
-    propose: sets of edits, each of which may help by itself, those that change least first. apart: an edit of a set may
-    help alone where the whole set harms. late: only once all else is mended, since its proof takes long. plain:
-    conversations without tools must stay as they were, to the letter.
+    propose: sets of edits, each of which may help by itself, those that change least first. everywhere: what helps in
+    one place is right in all, so that none is left as it was because no check looks there; otherwise no more edits are
+    taken than help. apart: an edit of a set may help alone where the whole set harms. late: only once all else is
+    mended, since its proof takes long. plain: conversations without tools must stay as they were, to the letter.
     """
 
     does: str
     clears: tuple[str, ...]
     propose: Callable[[Text, Specimen], Proposals]
+    everywhere: bool = False
     apart: bool = False
     late: bool = False
     plain: bool = True
@@ -66,12 +69,13 @@ def _values_of_arguments(text: Text, specimen: Specimen) -> Proposals:
     for loop in text.find(r"\bfor\s+\w+\s*,\s*(\w+)\s+in\s+[^%]*arg[^%]*%\}"):
         end = next((s.start for s in text.statements if s.start > loop.end() and s.word == "endfor"), None)
         name = text.template[slice(*loop.span(1))]
+        asked = re.compile(rf"{name} if {name} is string else\s+$")
         edits += [
-            Edit(*m.span(), f"({name} if {name} is string else {name} | tojson)")
-            for m in text.find(rf"(?<![\w.|(]){name}\b(?:\s*\|\s*string)?{_CLOSED}")
+            Edit(*m.span(), f"{name} | tojson" if asked.search(text.code, 0, m.start()) else _JSON_OR_TEXT.format(name))
+            for m in text.find(rf"(?<![\w.|(]){name}\b(?:\s*\|\s*string)?(?!{_AS_JSON}){_CLOSED}")
             if end and loop.end() < m.start() < end
         ]
-    return [edits]
+    return [edits, text.replace(r"\((\w+(?:\[\w+\])?)\s*\|\s*string\)", _JSON_OR_TEXT.format(r"\1"))]
 
 
 def _function_as_json(text: Text, specimen: Specimen) -> Proposals:
@@ -90,18 +94,23 @@ def _function_as_json(text: Text, specimen: Specimen) -> Proposals:
 
 
 def _whole_tool(text: Text, specimen: Specimen) -> Proposals:
-    """A tool that is written in parts is written whole."""
+    """The schema of parameters stands behind a tool's description; or what is written in parts is written whole."""
     tool = text.variable_of(r"\btools\b")
     if tool is None:
         return []
     part = rf"(?<![\w.'\"]){tool}(?:\.\w+|\[['\"]\w+['\"]\])+"
     inside = [t for t in text.outputs if tool in t.loops]
+    described = re.compile(rf"(?<![\w.'\"])({tool}(?:\.function|\[['\"]function['\"]\])?)(?:\.|\[['\"])description\b")
+    behind = [(t.end, m[1]) for t in inside if (m := described.search(text.inside(t)))]
     edits = [
         Edit(m.start(), m.end(), f"{tool} | tojson" if m[0].endswith(")") or "tojson" in m[0] else f"({tool} | tojson)")
         for m in text.find(rf"{part}(?:{_AS_JSON})?")
         if any(t.start < m.start() < t.end for t in inside)
     ]
-    return [[e] for e in edits]
+    return [
+        *([Edit(end, end, f"{{{{- '\\n' ~ (({named}.parameters or {{}}) | tojson) }}}}")] for end, named in behind),
+        *([e] for e in edits),
+    ]
 
 
 def _silenced(text: Text, specimen: Specimen) -> Proposals:
@@ -160,11 +169,37 @@ def _known_to_mlx_lm(text: Text, specimen: Specimen) -> Proposals:
     return [[Edit(0, 0, "{# mlx_lm takes its reader of JSON calls by the words tool_call.name #}\n")]]
 
 
-def _parts(text: Text, specimen: Specimen) -> Proposals:
-    """Content in parts is the text of them, wherever it is read; or where a variable is set to it only."""
-    read = r"(\1 if \1 is string else (\1 or []) | map(attribute='text') | join)"
-    every = text.replace(CONTENT + r"(?!\s*(?:is\b|\.content|=[^=]))", read)
-    return [every]
+def _nothing_decided(text: Text, specimen: Specimen) -> Proposals:
+    """No words of a text are looked for, or taken out of it.
+
+    But those that end thinking: a client whose server does not part it from the answer gives both back in one text.
+    """
+    asked = r"(?<=if )\s*['\"](?!</think)[^'\"]*['\"]\s+in\s+[\w.\[\]'\"]+(?=\s*[-+]?%\})"
+    yield text.replace(r"\s+and\s+not\s*\((?:[^()]|\([^()]*\))*(?:starts|ends)with(?:[^()]|\([^()]*\))*\)", "")
+    yield text.replace(asked, "false", strings=True)
+    yield text.replace(r"\.replace\([^()]*\)|\s*\|\s*replace\([^()]*\)", "")
+
+
+def _lists_unchanged(text: Text, specimen: Specimen) -> Proposals:
+    """A list that grows or shrinks becomes another one: the sandbox that templates run in lets them change none.
+
+    One that grows inside a loop has to stand in a namespace, or it is forgotten at the end of the loop.
+    """
+    opened, closed = r"(\{%[-+]?)\s*set\s+", r"\s*([-+]?%\})"
+    edits, plain = [], set()
+    for word, behind in (("append", r"\(([^%]*)\)"), ("pop", r"\((0|-1|)\)")):
+        for found in text.find(rf"{opened}(\w+)\s*=\s*({_NAME})\.{word}{behind}{closed}"):
+            start, taken, xs, inside, end = (text.template[slice(*found.span(i))] for i in range(1, 6))
+            held = xs if "." in xs else f"{xs}.list"
+            plain |= {xs} - {held}
+            item, rest = (f"{held}[0]", f"{held}[1:]") if inside == "0" else (f"{held}[-1]", f"{held}[:-1]")
+            grown = f"{start} set {held} = {held} + [{inside}] {end}"
+            taking = f"{start} set {taken} = {item} %}}{{%- set {held} = {rest} {end}"
+            edits.append(Edit(*found.span(), grown if word == "append" else taking))
+    for xs in plain:
+        edits += text.replace(rf"(?<=set )({xs}\s*=\s*)(\[[^%]*\])(?=\s*[-+]?%\}})", r"\1namespace(list=\2)")
+        edits += text.replace(rf"(?<![\w.])(?<!set ){xs}\b(?!\.(?:append|pop)\b|\s*=[^=])", f"{xs}.list")
+    return [edits]
 
 
 def _held_once(text: Text, specimen: Specimen) -> Proposals:
@@ -174,7 +209,7 @@ def _held_once(text: Text, specimen: Specimen) -> Proposals:
 
 
 WORDS = (
-    Rewrite("content in parts is read as its text", ("content-parts",), _parts),
+    Rewrite("lists are replaced, not changed", ("render-error",), _lists_unchanged, everywhere=True),
     Rewrite("contents are put in order before all else", ("content-parts", "render-error"), put_contents_in_order),
     Rewrite(
         "a missing content is written as nothing",
@@ -206,16 +241,19 @@ WORDS = (
         "arguments that are JSON already are not encoded again",
         ("arguments-form", "double-wrapped", "value-types", "render-error"),
         _swap((rf"{_ARGUMENTS}({_AS_JSON})", r"(\1 if \1 is string else \1\2)")),
+        everywhere=True,
     ),
     Rewrite(
         "arguments that are no text are written as JSON",
         ("arguments-form", "value-types", "render-error"),
         _swap((rf"{_ARGUMENTS}{_CLOSED}(?!{_AS_JSON})", r"(\1 if \1 is string else \1 | tojson)"), written=True),
+        everywhere=True,
     ),
     Rewrite(
         "arguments of a call that is written as one object are not encoded again",
         ("arguments-form", "double-wrapped"),
         _function_as_json,
+        everywhere=True,
     ),
     Rewrite(
         "a value that is no text is written as JSON",
@@ -316,12 +354,7 @@ TURNS = (
     Rewrite(
         "a text decides nothing outside of itself",
         ("injection",),
-        _swap(
-            (r"\s+and\s+not\s*\((?:[^()]|\([^()]*\))*(?:starts|ends)with(?:[^()]|\([^()]*\))*\)", ""),
-            (r"(?<=if )\s*['\"][^'\"]*['\"]\s+in\s+[\w.\[\]'\"]+(?=\s*[-+]?%\})", "false"),
-            (r"\.split\([^()]*\)\[-?\d\]", ""),
-            (r"\.replace\([^()]*\)|\s*\|\s*replace\([^()]*\)", ""),
-        ),
+        _nothing_decided,
         apart=True,
         late=True,
     ),

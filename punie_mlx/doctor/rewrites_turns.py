@@ -35,7 +35,8 @@ _JSON_CALL = (
     "(tool_call.arguments if tool_call.arguments is string else tool_call.arguments | tojson) ~ '}}\\n' ~ {close} }}}}"
 )
 _XML_CALL = (
-    _GAP + "{{{{- '<tool_call>\\n<function=' ~ tool_call.name ~ '>' }}}}"
+    "{{{{- '\\n' if not loop.first else '\\n\\n' if {message}.content else '' }}}}"
+    "{{{{- '<tool_call>\\n<function=' ~ tool_call.name ~ '>' }}}}"
     "{{%- for name, value in (tool_call.arguments or {{}}).items() %}}"
     "{{{{- '\\n<parameter=' ~ name ~ '>\\n' ~ (value if value is string else value | tojson) ~ '\\n</parameter>' }}}}"
     "{{%- endfor %}}{{{{- '\\n</function>\\n</tool_call>' }}}}"
@@ -54,24 +55,30 @@ _GATHER_SYSTEM = """\
         {%- set gathered.others = gathered.others + [message] %}
     {%- endif %}
 {%- endfor %}
-{%- set first = [{'role': 'system', 'content': gathered.system | join('\\n\\n')}] if gathered.system else [] %}
-{%- set messages = first + gathered.others %}
+{%- if gathered.system | length > 1 or (gathered.system and messages[0].role != 'system') %}
+    {%- set messages = [{'role': 'system', 'content': gathered.system | join('\\n\\n')}] + gathered.others %}
+{%- endif %}
 """
+# A message whose content is text stays the very one that was given, and so does one with pictures or a list of its own.
 _PUT_IN_ORDER = """\
 {%- set ordered = namespace(messages=[]) %}
 {%- for message in messages %}
-    {%- set said = message.content if message.content is string else \
-(message.content or []) | map(attribute='text') | join %}
-    {%- set ordered.messages = ordered.messages + [{'role': message.role, 'content': said, \
-'reasoning_content': message.reasoning_content, 'tool_calls': message.tool_calls, \
-'tool_call_id': message.tool_call_id, 'name': message.name}] %}
+    {%- set parts = [] if message.content is string or message.content is mapping else message.content or [] %}
+    {%- if message.content is string or message.content is mapping or \
+parts | selectattr('type', 'equalto', 'text') | list | length != parts | length %}
+        {%- set ordered.messages = ordered.messages + [message] %}
+    {%- else %}
+        {%- set ordered.messages = ordered.messages + [{'role': message.role, \
+'content': parts | map(attribute='text') | join, 'reasoning_content': message.reasoning_content, \
+'tool_calls': message.tool_calls, 'tool_call_id': message.tool_call_id, 'name': message.name}] %}
+    {%- endif %}
 {%- endfor %}
 {%- set messages = ordered.messages %}
 """
 
 
 def gather_system(text: Text, specimen: Specimen) -> Proposals:
-    """All that is said to the system becomes the first message before the template looks at any."""
+    """Several messages to the system, or one that does not come first, become the first before the template looks."""
     return [[Edit(0, 0, _GATHER_SYSTEM)]]
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from punie_mlx.chat.render import StockParser
-from punie_mlx.doctor import cases, stock
-from punie_mlx.doctor.excerpts import CUT, piece, shared
+from punie_mlx.doctor import cases, stock, template_calls, template_text
+from punie_mlx.doctor.excerpts import CUT, piece, shared, short
 from punie_mlx.doctor.findings import Check, Finding, Shown, Skip
 from punie_mlx.doctor.specimen import Specimen
 from punie_mlx.toolcalls.calls import Tool, ToolCall
@@ -35,7 +35,8 @@ TOOL = cases.tool(
         extra={"type": "object"},
     ),
 )
-OTHER = cases.tool("chart_reef", "Draw the reef Lindqvist.", cases.schema(skerry={"type": "string"}))
+OTHER_NAME = "chart_reef"
+OTHER = cases.tool(OTHER_NAME, "Draw the reef Lindqvist.", cases.schema(skerry={"type": "string"}))
 TOOLS = (TOOL, OTHER)  # whoever shows only the last of them has its own fault
 SCHEMAS = tuple(map(Tool.from_openai, TOOLS))
 ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -54,6 +55,8 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "other scripts": {"place": "Zürich 東京 🎈"},
     "markup": {"place": "<b>Zeeland</b> &amp; 1 < 2 {{ x }} {% y %}"},
 }  # fmt: skip
+_TWO = "another call beside it"
+_IN_NO_FORM = "the arguments of calls stand in a wrong form: arguments-form says so"
 _TAG = re.compile(r"<(?!/)[\w:|]*(?:tool|function)_?calls?[\w:|]*>")
 
 
@@ -83,7 +86,8 @@ def write(specimen: Specimen, *calls: ToolCall) -> Written:
 def _beginning(whole: str, prompt: str) -> int:
     """Where a turn begins in `whole` that has another beginning than the prompt: not in the middle of a tag."""
     same = shared(whole, prompt)
-    return same.rfind("<") if same.rfind("<") > same.rfind(">") else len(same)
+    opened = [same.rfind(o) for o, c in ("<>", "[]") if same.rfind(o) > same.rfind(c)]
+    return max(opened, default=len(same))
 
 
 def _ids(specimen: Specimen, calls: Sequence[ToolCall]) -> list[str]:
@@ -109,9 +113,9 @@ def told(calls: Sequence[ToolCall]) -> str:
     return json.dumps([[c.name, c.arguments] for c in calls], ensure_ascii=False, sort_keys=True)
 
 
-def _carries(wire: Format, call: ToolCall) -> bool:
-    """Whether the format brings `call` back where the format itself has written it."""
-    return told(read(wire.render([call]), wire, SCHEMAS).calls) == told([call])
+def _carries(wire: Format, calls: Sequence[ToolCall]) -> bool:
+    """Whether the format brings `calls` back where the format itself has written them."""
+    return told(read(wire.render(calls), wire, SCHEMAS).calls) == told(calls)
 
 
 # ---- checks ----
@@ -143,7 +147,7 @@ def no_format(specimen: Specimen) -> Iterator[Finding]:
 def _seen(specimen: Specimen) -> Shown:
     """The turn of a call as it is rendered, which is in no known format; why none is known where it cannot be."""
     try:
-        return specimen.show("the turn of a call", _short(write(specimen, ToolCall(NAME, {"place": PLACE})).turn))
+        return specimen.show("the turn of a call", short(write(specimen, ToolCall(NAME, {"place": PLACE})).turn))
     except Skip:
         return Shown("seen", specimen.detection.explain())
 
@@ -154,13 +158,15 @@ def parser_mismatch(specimen: Specimen) -> Iterator[Finding]:
     if NAME not in written.turn:
         raise Skip("the template does not write the call: tool-calls-dropped says so")
     found = reading(specimen, written)
+    if not found.calls and _misspelled(specimen):
+        raise Skip(_IN_NO_FORM)
     if not found.calls:
         why = found.malformed[0].reason if found.malformed else "it is text to the reader"
         yield Finding(
             "parser-mismatch",
             "high",
             f"the call that the template writes into the history is none of its own format, {wire.name}: {why}",
-            (specimen.show("written", _short(written.turn)), Shown("a call in that format", _short(_sample(wire)))),
+            (specimen.show("written", short(written.turn)), Shown("a call in that format", short(_sample(wire)))),
             "It sees calls in its history that no reader takes for calls, and copies them: its first call works, "
             "the second is text.",
             f"Write calls in the history as the format has them, between {wire.open or 'its markers'} and "
@@ -190,24 +196,60 @@ def _taught_otherwise(written: Written) -> tuple[str, str] | None:
     return next(iter(taught)), next(iter(used))
 
 
+_OWNERS: dict[str, Callable[[Specimen], Iterator[Finding]]] = {
+    "values of all types": template_calls.value_types,
+    "several lines": template_text.trimmed,
+    "white space around a value": template_text.trimmed,
+    "quotes and backslashes": template_text.unicode_escaped,
+    "other scripts": template_text.unicode_escaped,
+    "markup": template_text.unicode_escaped,
+}
+"""Checks that look at what a case has beside the rest: what they find is not told twice."""
+
+
+def _misspelled(specimen: Specimen) -> bool:
+    """Whether arguments that are an object are written in a wrong form, which has a check of its own."""
+    return any(f.severity == "high" for f in _found(template_calls.arguments_form, specimen))
+
+
+def _found(check: Callable[[Specimen], Iterator[Finding]], specimen: Specimen) -> list[Finding]:
+    try:
+        return list(check(specimen))
+    except Skip:
+        return []
+
+
+def _turns(specimen: Specimen) -> dict[str, list[ToolCall]]:
+    """The turns to try, by name."""
+    turns = {
+        name: [ToolCall(NAME, arguments)]
+        for name, arguments in ARGUMENTS.items()
+        if name not in _OWNERS or not _found(_OWNERS[name], specimen)
+    }
+    if not _found(template_calls.several_calls, specimen):
+        turns[_TWO] = [ToolCall(NAME, ARGUMENTS["plain arguments"]), ToolCall(OTHER_NAME, {"skerry": PLACE})]
+    return turns
+
+
 def call_roundtrip(specimen: Specimen) -> Iterator[Finding]:
     wire = _wire(specimen)
+    if _misspelled(specimen):
+        raise Skip(_IN_NO_FORM)
     failed = []
-    for name, arguments in ARGUMENTS.items():
-        call = ToolCall(NAME, arguments)
-        if not _carries(wire, call):
+    for name, calls in _turns(specimen).items():
+        if not _carries(wire, calls):
             continue
-        written = write(specimen, call)
+        written = write(specimen, *calls)
         if NAME not in written.turn:
             raise Skip("the template does not write the call: tool-calls-dropped says so")
         found = reading(specimen, written)
-        if told(found.calls) != told([call]) or _repairs(wire, call, found):
-            failed.append((name, call, written, found))
+        if told(found.calls) != told(calls) or _repairs(wire, calls, found):
+            failed.append((name, calls, written, found))
     if not failed:
         return
-    changed = any(told(found.calls) != told([call]) for _, call, _, found in failed)
+    changed = any(told(found.calls) != told(calls) for _, calls, _, found in failed)
     how = "changed" if changed else "only after a repair"
-    usual = ("plain arguments", "values of all types", "no arguments")
+    usual = ("plain arguments", "values of all types", "no arguments", _TWO)
     shown = [s for case in failed[:2] for s in _compared(specimen, *case)]
     yield Finding(
         "call-roundtrip",
@@ -221,30 +263,34 @@ def call_roundtrip(specimen: Specimen) -> Iterator[Finding]:
     )
 
 
-def _repairs(wire: Format, call: ToolCall, found: Reading) -> list[str]:
-    """What was wrong with the call as the template writes it, and is not where the format itself writes it."""
-    own = {p.kind for p in read(wire.render([call]), wire, SCHEMAS).problems}
+def _repairs(wire: Format, calls: Sequence[ToolCall], found: Reading) -> list[str]:
+    """What was wrong with the calls as the template writes them, and is not where the format itself writes them."""
+    own = {p.kind for p in read(wire.render(calls), wire, SCHEMAS).problems}
     return [f"{p.kind.replace('_', ' ')}: {p.detail}" for p in found.problems if p.kind not in own]
 
 
-def _compared(specimen: Specimen, name: str, call: ToolCall, written: Written, found: Reading) -> Iterator[Shown]:
-    yield Shown(f"{name}: the call", _short(told([call])))
-    yield specimen.show("written", _short(written.turn))
+def _compared(
+    specimen: Specimen, name: str, calls: Sequence[ToolCall], written: Written, found: Reading
+) -> Iterator[Shown]:
+    yield Shown(f"{name}: the call", short(told(calls)))
+    yield specimen.show("written", short(written.turn))
     why = f"nothing: {found.malformed[0].reason}" if found.malformed else "nothing"
-    repairs = "; ".join(_repairs(_wire(specimen), call, found)[:2])
+    repairs = "; ".join(_repairs(_wire(specimen), calls, found)[:2])
     mended = f" ({repairs})" if repairs else ""
-    yield Shown("read", _short(told(found.calls)) + mended if found.calls else why)
+    yield Shown("read", short(told(found.calls)) + mended if found.calls else why)
 
 
 def mlx_parser(specimen: Specimen) -> Iterator[Finding]:
     """Only where mlx_lm has a reader for the format: that it has none for some is told among the facts."""
     _wire(specimen)
+    if _misspelled(specimen):
+        raise Skip(_IN_NO_FORM)
     call = ToolCall(NAME, ARGUMENTS["plain arguments"])
     written = write(specimen, call)
     if told(reading(specimen, written).calls) != told([call]):
         raise Skip("our own reader does not read the call: parser-mismatch or call-roundtrip says so")
     turn = ended(specimen, written.turn)
-    taken, fitting = stock.chosen(specimen), stock.able(specimen, turn, TOOLS)
+    taken, fitting = stock.chosen(specimen), stock.able(specimen, turn, TOOLS, call)
     if taken is None:
         if fitting is not None:
             yield _unseen(specimen, turn, fitting)
@@ -266,7 +312,7 @@ def _unseen(specimen: Specimen, turn: str, fitting: StockParser) -> Finding:
         "mlx-parser",
         "low",
         f"mlx_lm takes no reader of calls for this template, though its {fitting.name} reads what the template writes",
-        (Shown("written", _short(turn)), Shown("mlx_lm takes", "no reader")),
+        (Shown("written", short(turn)), Shown("mlx_lm takes", "no reader")),
         "Under mlx_lm.server, calls come out as text and the request's tools are left unread. `punie-mlx serve` is not "
         "concerned.",
         f'Put "tool_parser_type": "{fitting.name}" into the tokenizer_config.json of the model'
@@ -284,7 +330,7 @@ def _wrong(turn: str, taken: StockParser, fitting: StockParser | None, found: st
         "mlx-parser",
         "medium",
         f"mlx_lm takes its reader {taken.name} for this template, which does not read what the template writes",
-        (Shown("written", _short(turn)), Shown(f"{taken.name} reads", _short(found))),
+        (Shown("written", short(turn)), Shown(f"{taken.name} reads", short(found))),
         "Under mlx_lm.server a call is lost or changed, with no error. `punie-mlx serve` is not concerned.",
         remedy,
     )
@@ -294,19 +340,12 @@ def _sample(wire: Format) -> str:
     return wire.render([ToolCall(NAME, ARGUMENTS["plain arguments"])])
 
 
-def _short(text: str) -> str:
-    return piece(text, 0, len(text))
-
-
 def _around(text: str, word: str) -> str:
     at = text.find(word)
     return piece(text, at - 30, at + len(word) + 30)
 
 
-_WRITING = (
-    "no-format", "parser-mismatch", "tools-ignored", "tool-calls-dropped", "arguments-form", "value-types",
-    "unicode-escaped", "double-wrapped", "trimmed", "content-null", "render-error",
-)  # fmt: skip
+_WRITING = ("no-format", "parser-mismatch", "tools-ignored", "tool-calls-dropped")
 CHECKS = (
     Check(
         "no-format", "round-trip", "Which wire format the template shows", no_format,

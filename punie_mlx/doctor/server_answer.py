@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from punie_mlx.doctor.server_client import Json, Reply
+from punie_mlx.doctor.server_client import Json, Reply, parsed
 
 DONE = "[DONE]"
 
@@ -27,7 +28,7 @@ class Call:
         """The arguments; None where they are no JSON object."""
         try:
             found = json.loads(self.arguments, parse_constant=_refuse)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, RecursionError):
             return None
         return found if isinstance(found, dict) else None
 
@@ -132,7 +133,7 @@ def streamed(asked: Json, reply: Reply) -> Answer:
 
 
 def _events(text: str) -> Iterator[str]:
-    for line in text.splitlines():
+    for line in re.split(r"\r\n|\n|\r", text):  # and nowhere else, as `splitlines` would
         if line.startswith("data:"):
             yield line[5:].strip()
 
@@ -158,12 +159,11 @@ class _Reading:
         if data == DONE:
             self.done = True
             return
-        try:
-            chunk = json.loads(data)
-        except ValueError:
+        chunk = parsed(data)
+        if chunk is None:
             self.fault("a part of the stream is no JSON", data)
             return
-        if "error" in _mapping(chunk):
+        if _mapping(chunk).get("error"):
             self.fault("the stream ends in an error", data)
             self.broken = True
         self.about |= _about(chunk)

@@ -39,7 +39,7 @@ def wrong_format(session: Session) -> Iterator[Finding]:
 
 def tools_refused(session: Session) -> Iterator[Finding]:
     _, answer = session.plain
-    if answer.ok or not answer.reply.status:
+    if answer.reply.status in (0, 200):
         return
     bare = session.chat(messages=answer.asked["messages"], max_tokens=1)
     if not bare.ok:

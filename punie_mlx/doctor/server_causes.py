@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from punie_mlx.doctor.flags import NAMES, Names
 from punie_mlx.doctor.server_client import Json
 from punie_mlx.toolcalls import formats
 from punie_mlx.toolcalls.calls import CallFinished, Tool, ToolCall
@@ -27,17 +28,7 @@ OWNERS = {
 }  # fmt: skip
 """What `owned_by` of a listed model tells."""
 
-# The names that servers have for the readers of our formats.
-VLLM_PARSERS = {
-    "qwen3_coder": "qwen3_coder", "hermes": "hermes", "smollm3": "hermes", "harmony": "openai", "mistral": "mistral",
-    "llama3_json": "llama3_json", "pythonic": "pythonic", "glm": "glm45", "kimi": "kimi_k2", "minimax": "minimax_m2",
-    "deepseek": "deepseek_v3", "seed_oss": "seed_oss",
-}  # fmt: skip
-SGLANG_PARSERS = {
-    "qwen3_coder": "qwen3_coder", "hermes": "qwen25", "smollm3": "qwen25", "harmony": "gpt-oss", "mistral": "mistral",
-    "llama3_json": "llama3", "pythonic": "pythonic", "glm": "glm45", "kimi": "kimi_k2", "deepseek": "deepseekv3",
-}  # fmt: skip
-
+MOST_TEXT = 20_000  # characters of an answer that are read: more than any has within its limit of tokens
 UNMENDABLE = "mlx_lm.server has no setting for this: serve the same model with `punie-mlx serve`"
 
 
@@ -193,11 +184,11 @@ def by_message(text: str) -> str | None:
 
 def remedy(cause: str, kind: str, format: str | None = None) -> str:
     """The likely cause and what to change on a server of this kind; `format`: what the model writes, if known."""
-    of = CAUSES[cause]
+    of, names = CAUSES[cause], NAMES.get(format or "", Names())
     facts = {
         "format": format or "the model's",
-        "vllm": VLLM_PARSERS.get(format or "", "NAME"),
-        "sglang": SGLANG_PARSERS.get(format or "", "NAME"),
+        "vllm": names.vllm or "NAME",
+        "sglang": names.sglang or "NAME",
     }
     return f"Likely cause: {of.says}. To change: {of.change.get(kind, of.otherwise)}.".format_map(facts)
 
@@ -208,7 +199,7 @@ def written_as(text: str, tools: Sequence[Json], *, exactly: bool = False) -> tu
     `exactly`: these alone. Readers forgive much, some the spelling of another format. What stands
     in a fence is no call of theirs: the model shows it.
     """
-    text = FENCE.sub("", text)
+    text = FENCE.sub("", text[:MOST_TEXT])
     offered = [Tool.from_openai(t) for t in tools]
     read = {f.name: _read(f.name, text, offered) for f in formats.FORMATS.values() if f.native}
     readers = [name for name, calls in read.items() if calls]
@@ -230,7 +221,7 @@ def _bare(text: str) -> str:
 
 def text_of_call(text: str, tools: Sequence[Json]) -> str | None:
     """The part of an answer that is the text of a call, in whatever format."""
-    names = [_name(t) for t in tools]
+    text, names = text[:MOST_TEXT], [_name(t) for t in tools]
     found = call_text(text, names)
     if found is None and written_as(text, tools):
         found = text[min((text.index(n) for n in names if n in text), default=0) :] or text

@@ -10,6 +10,7 @@ from punie_mlx.doctor import server_probes as probes
 from punie_mlx.doctor.findings import Check, Finding, Shown, Skip
 from punie_mlx.doctor.server_answer import Answer
 from punie_mlx.doctor.server_calls import ROOTS
+from punie_mlx.doctor.server_client import parsed
 from punie_mlx.doctor.server_probes import Probe
 from punie_mlx.doctor.server_session import Session, asked, clip, told
 
@@ -56,8 +57,8 @@ def choice_required(session: Session) -> Iterator[Finding]:
 def choice_named(session: Session) -> Iterator[Finding]:
     answer = session.ask(GREETING, tools=[probes.ORBIT, QUILL], tool_choice=probes.named("send_pigeon"))
     _not_cut(answer)
-    if not answer.ok or set(answer.names) != {"send_pigeon"}:
-        made = f"came {', '.join(map(str, answer.names))}" if answer.names else "no call came"
+    if not answer.ok or not answer.calls or any(n != "send_pigeon" for n in answer.names):
+        made = f"came {clip(', '.join(map(str, answer.names)))}" if answer.names else "no call came"
         yield session.found(
             "server-choice-named",
             "medium",
@@ -226,7 +227,8 @@ def cut_call(session: Session) -> Iterator[Finding]:
     written = full.completion_tokens
     if written is None:
         raise Skip("the server does not count the tokens of answers")
-    answer = session.ask(probe, max_tokens=max(2, written - max(3, min(8, written // 4))))
+    less = written - max(3, min(8, written // 4))
+    answer = session.ask(probe, max_tokens=min(max(2, less), probes.MOST_TOKENS))  # whatever number the server told
     if not answer.ok:
         raise Skip(f"max_tokens is refused ({answer.reply.outcome})")
     whole = [c.values for c in answer.calls if c.values is not None]
@@ -252,11 +254,7 @@ def response_format(session: Session) -> Iterator[Finding]:
     answer = session.chat(**probes.FORMATTED)
     if answer.ok and answer.finish == "length":
         raise Skip("the answer did not end within the limit of tokens")
-    try:
-        fits = json.loads(answer.content) == {"harbour": "Ostrava-3"}
-    except ValueError:
-        fits = False
-    if not fits:
+    if parsed(answer.content) != {"harbour": "Ostrava-3"}:
         yield session.found(
             "server-response-format",
             "medium",

@@ -41,7 +41,7 @@ def call_lost(session: Session) -> Iterator[Finding]:
 def _loss(answer: Answer) -> str | None:
     if answer.calls:
         return None
-    if answer.reply.status == 200 and answer.reply.broken:
+    if answer.reply.status == 200 and answer.reply.broken and not answer.reply.given_up:
         return f"an answer breaks off: {answer.reply.broken}"
     if answer.finish == "tool_calls":
         return "finish_reason is tool_calls, and tool_calls is empty"

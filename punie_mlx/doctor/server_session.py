@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -23,7 +23,9 @@ from punie_mlx.errors import ConfigError, InputError
 CHAT = "/chat/completions"
 LOOK_SECONDS = 30.0
 SHORT = 200
-MOST_SILENCES = 2  # a server that did not answer so often is asked no more
+MOST_CALLS = 8  # of an answer that are shown
+MOST_SILENCES = 2  # a server that did not answer so often, or without end, is asked no more
+KEY_CHARACTERS = re.compile(r"[!-~]+")  # what a header can carry
 
 
 @dataclass
@@ -47,7 +49,7 @@ class Session:
         body = self.body(**fields)
         key = json.dumps(body, sort_keys=True)
         if key not in self._kept:
-            if sum(not a.reply.status for a in self.answers) >= MOST_SILENCES:
+            if sum(a.reply.given_up or not a.reply.status for a in self.answers) >= MOST_SILENCES:
                 raise Skip("the server gives no answers")
             self.requests += 1
             reply = self.client.post(CHAT, body)
@@ -135,8 +137,10 @@ class Session:
     def found(
         self, check: str, severity: str, summary: str, shown: tuple[Shown, ...], effect: str, cause: str
     ) -> Finding:
-        """A finding with its likely cause and what to change on a server of this kind."""
-        return Finding(check, severity, summary, shown, effect, remedy(cause, self.kind, self.format))
+        """A finding with its likely cause and what to change on a server of this kind. It never shows the key."""
+        hide = self.client.hide
+        proof = tuple(replace(s, text=hide(s.text)) for s in shown)
+        return Finding(check, severity, hide(summary), proof, effect, remedy(cause, self.kind, self.format))
 
     def facts(self) -> dict[str, Any]:
         """What was learned of the server, as JSON."""
@@ -170,15 +174,19 @@ def told(answer: Answer, label: str = "answered") -> Shown:
     """The answer in the terms of the API, without ids."""
     if not answer.ok:
         return refused(answer.reply, label)
-    said: dict[str, Any] = {"finish_reason": answer.finish, "content": clip(answer.content)}
+    said: dict[str, Any] = {"finish_reason": _short(answer.finish), "content": clip(answer.content)}
     if answer.reasoning:
         said["reasoning_content"] = clip(answer.reasoning, 80)
-    said["tool_calls"] = [{"name": c.name, "arguments": _short(c.arguments)} for c in answer.calls]
+    said["tool_calls"] = [{"name": _short(c.name), "arguments": _short(c.arguments)} for c in answer.calls[:MOST_CALLS]]
     return Shown(label, json.dumps(said, ensure_ascii=False))
 
 
 def _short(value: Any) -> Any:
-    return clip(value) if isinstance(value, str) else value
+    """`value`, or the text of it where that is long."""
+    if isinstance(value, str):
+        return clip(value)
+    written = json.dumps(value, ensure_ascii=False)
+    return value if len(written) <= SHORT else clip(written)
 
 
 def refused(reply: Reply, label: str = "answered") -> Shown:
@@ -195,13 +203,16 @@ def ask(url: str, model: str | None = None, api_key: str | None = None, timeout:
     model: what requests are to name; by default what the server lists first.
 
     Raises:
-        ConfigError: `url` is no address, or the server wants another key.
+        ConfigError: `url` is no address, the key cannot be sent, or the server wants another one.
         InputError: nothing answers there.
     """
+    if api_key and not KEY_CHARACTERS.fullmatch(api_key):
+        raise ConfigError("the API key has spaces, line breaks or letters that no header carries: give it again")
     client = Client(base_url(url), api_key, timeout)
     models = Client(client.url, api_key, min(timeout, LOOK_SECONDS)).get("/models")
     if models.status in (401, 403):
-        raise ConfigError(f"the server at {client.url} refuses the key ({models.error}): give it with --api-key")
+        told = clip(client.hide(models.error))
+        raise ConfigError(f"the server at {client.url} refuses the key ({told}): give it with --api-key")
     if models.status == 0 and not _alive(client):
         raise InputError(f"nothing answers at {client.url} ({models.broken}): start the server, or name its address")
     listed, owners = _listed(models)

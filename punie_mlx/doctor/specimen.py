@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, TemplateError, meta
 
 from punie_mlx.chat.alone import Alone
-from punie_mlx.chat.render import Message, encode, load_tokenizer, render_as_given
+from punie_mlx.chat.render import Message, encode, load_tokenizer, read_template, render_as_given
 from punie_mlx.doctor.findings import Shown, Tokens
 from punie_mlx.doctor.jinja_text import Text
 from punie_mlx.errors import ConfigError, DataError
@@ -58,10 +58,7 @@ class Specimen:
     @classmethod
     def of_file(cls, file: Path, model: Path | None = None) -> Specimen:
         """The template in `file`, with the tokenizer of `model` if given. Raises `ConfigError`, `ModelError`."""
-        try:
-            template = Path(file).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as e:
-            raise ConfigError(f"the template {file} cannot be read ({e}): give a Jinja file in UTF-8") from e
+        template = read_template(file)
         if model is None:
             return cls.of_text(template, str(file))
         return cls.of_model(model).with_template(template, str(file))
@@ -132,8 +129,8 @@ class Specimen:
         return tuple((i, self.tokenizer.decode([i])) for i in encode(self.tokenizer, text))
 
     def show(self, label: str, text: str) -> Shown:
-        """`text` as evidence, with its tokens where they are known."""
-        return Shown(label, text, self.tokens(text))
+        """`text` as evidence, with its tokens where they are known; "…" stands for what was cut out and is none."""
+        return Shown(label, text, tuple(t for part in text.split("…") for t in self.tokens(part)))
 
     @cached_property
     def variables(self) -> frozenset[str]:

@@ -49,11 +49,11 @@ def configured(specimen: Specimen) -> str | None:
     return named if isinstance(named, str) else None
 
 
-def able(specimen: Specimen, turn: str, tools: Sequence[dict[str, Any]]) -> StockParser | None:
-    """The first of mlx_lm's readers for the format of `specimen` that finds a call in `turn`."""
+def able(specimen: Specimen, turn: str, tools: Sequence[dict[str, Any]], call: ToolCall) -> StockParser | None:
+    """The first of mlx_lm's readers for the format of `specimen` that finds `call` in `turn`, and no other."""
     for name in READERS.get(specimen.wire.name, ()) if specimen.wire else ():
         reader = stock_parser(None, {}, name)
-        if reader is not None and isinstance(read(reader, turn, tools), list):
+        if reader is not None and read(reader, turn, tools) == [call]:
             return reader
     return None
 

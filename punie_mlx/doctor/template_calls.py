@@ -6,10 +6,11 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain, islice
 
 from punie_mlx.doctor import cases
 from punie_mlx.doctor.cases import ASIDE, BERTH, ORBIT, Talk, seen
-from punie_mlx.doctor.excerpts import around, between
+from punie_mlx.doctor.excerpts import after, around, between
 from punie_mlx.doctor.findings import Check, Finding, Shown, Skip
 from punie_mlx.doctor.specimen import Specimen
 
@@ -88,14 +89,14 @@ def content_null(specimen: Specimen) -> Iterator[Finding]:
     for kind, messages, severity in kinds:
         made = specimen.render(messages, cases.OFFERED)
         told = set(_NOTHINGS.findall(made.text)) - set(_NOTHINGS.findall(base))
-        if not made.failed and not told:
+        if not made.failed and not told and (talk.content or made.text == base):
             continue
         shown = specimen.show("what is rendered", (made.error or "")[:200] or _turn(made.text))
+        otherwise = f"shows the word {min(told)}." if told else "is not rendered as one with an empty text is."
         yield Finding(
             "content-null",
-            severity if made.failed else "medium",
-            f"A message with calls and {kind} "
-            + ("cannot be rendered." if made.failed else f"shows the word {min(told)}."),
+            severity if made.failed else "medium" if told else "low",
+            f"A message with calls and {kind} " + ("cannot be rendered." if made.failed else otherwise),
             (shown, specimen.show(f"the same with content: {json.dumps(talk.content)}", _turn(base))),
             "OpenAI's API writes exactly this after a call, so the agent's second request fails (or the model reads a "
             "word that nobody wrote), unless the server fills in an empty text.",
@@ -121,9 +122,9 @@ def arguments_form(specimen: Specimen) -> Iterator[Finding]:
         raise Skip(f"no call can be rendered: {made[False].error}")
     texts = {k: m.text for k, m in made.items()}
     shows = {k: not m.failed and _shows_arguments(m.text) for k, m in made.items()}
-    if not any(shows.values()):
+    if not any(shows.values()) and not any(_names_arguments(t) for t in texts.values()):
         raise Skip(_NOT_SHOWN)
-    if texts[False] == texts[True]:
+    if any(shows.values()) and texts[False] == texts[True]:
         return
     if shows[False] and shows[True] and _squeezed(texts[False]) == _squeezed(texts[True]):
         return
@@ -147,6 +148,10 @@ def arguments_form(specimen: Specimen) -> Iterator[Finding]:
 def _verdict(shows: dict[bool, bool], failed: dict[bool, bool], texts: dict[bool, str]) -> tuple[str, str, str]:
     parse = "mlx_lm, vLLM and punie-mlx parse the text first, so nothing fails there; other servers may not. "
     how = "Write `arguments if arguments is string else arguments | tojson`, or parse the text where keys are needed."
+    if not any(shows.values()):
+        twice = '\\"body' in texts[False]
+        what = "are encoded a second time, as a string of JSON" if twice else "come out wrong, in either form"
+        return "high", f"The arguments of a call {what}.", how
     if not shows[False]:
         what = "cannot be rendered" if failed[False] else "come out wrong"
         return "high", f"Arguments as an object {what}; only JSON text works.", how
@@ -160,7 +165,12 @@ def _verdict(shows: dict[bool, bool], failed: dict[bool, bool], texts: dict[bool
 
 
 def _shows_arguments(text: str) -> bool:
-    return all(w in text for w in ORBIT.words) and '\\"body' not in text and "'body'" not in text
+    return _names_arguments(text) and '\\"body' not in text and "'body'" not in text
+
+
+def _names_arguments(text: str) -> bool:
+    """Whether the arguments are there at all, be they escaped or in Python's spelling."""
+    return all(w in text for w in ORBIT.words)
 
 
 def _in_call(text: str) -> list[str]:
@@ -201,16 +211,16 @@ def _fault_of_two(text: str, calls: list[list[str]]) -> str:
     words = [w for call in calls for w in call]
     if gone := [w for w in words if w not in text]:
         return f"are not both shown ({', '.join(gone)} missing)"
-    if gone := [w for w in (ORBIT.result, BERTH.result) if w not in text]:
+    if gone := [w for w in (*ORBIT.result.split(), *BERTH.result.split()) if w not in text]:
         return f"do not keep both results ({', '.join(gone)} missing)"
     if not text.find(ORBIT.name) < text.find(BERTH.name):
         return "change their order"
-    if not text.find(ORBIT.result) < text.find(BERTH.result):
+    if not text.find(ORBIT.result.split()[-1]) < text.find(BERTH.result.split()[-1]):
         return "have their results in another order"
     first = max(text.find(w) for w in calls[0] if w not in calls[1])
     if text.find(BERTH.name) < first:
         return "run into each other"
-    if not between(text, ORBIT.result, BERTH.result).strip():
+    if ORBIT.result in text and BERTH.result in text and not between(text, ORBIT.result, BERTH.result).strip():
         return "have results with nothing between them"
     return ""
 
@@ -224,9 +234,8 @@ def ids_lost(specimen: Specimen) -> Iterator[Finding]:
     text = seen(specimen, talk.loop(), cases.OFFERED)
     if not all(w in text for w in (ORBIT.name, ORBIT.result, *ORBIT.words)):
         raise Skip(_NOT_SHOWN)
-    yield from _one_sided(specimen, text)
-    yield from _unnamed(specimen, talk, text)
-    yield from _swapped(specimen, talk)
+    found = chain(_one_sided(specimen, text), _unnamed(specimen, talk, text), _swapped(specimen, talk, text))
+    yield from islice(found, 1)
 
 
 def _finding(summary: str, severity: str, *shown: Shown) -> Finding:
@@ -256,6 +265,14 @@ def _one_sided(specimen: Specimen, text: str) -> Iterator[Finding]:
     )
 
 
+_NAMING = ("harmony", "kimi")
+"""Formats in which results stand under the names of their calls."""
+
+
+def _end_of_call(text: str) -> int:
+    return max(text.find(w) + len(w) for w in (ORBIT.name, *ORBIT.words))
+
+
 def _unnamed(specimen: Specimen, talk: Talk, text: str) -> Iterator[Finding]:
     """A result without a name, as OpenAI's API sends it, against one with the name."""
     named = [*talk.loop()[:2], cases.result(ORBIT, name=ORBIT.name)]
@@ -271,42 +288,39 @@ def _unnamed(specimen: Specimen, talk: Talk, text: str) -> Iterator[Finding]:
             specimen.show("without a name", around(text, *ORBIT.words, ORBIT.result, reach=20)),
             specimen.show("with its name", around(other.text, *ORBIT.words, ORBIT.result, reach=20)),
         )
+    elif specimen.detection.format in _NAMING and ORBIT.name not in text[_end_of_call(text) :]:
+        yield _finding(
+            f"A result does not say the name of its call, as {specimen.detection.format} has it.",
+            "high",
+            specimen.show("call and result", around(text, *ORBIT.words, ORBIT.result, reach=20)),
+        )
 
 
-def _swapped(specimen: Specimen, talk: Talk) -> Iterator[Finding]:
-    """Results in another order than their calls: each still under its own name or id."""
+def _swapped(specimen: Specimen, talk: Talk, one: str) -> Iterator[Finding]:
+    """Two results, in the order of their calls and in the other: each under its own name or id."""
     begin = [cases.user(), talk.calls(ORBIT, BERTH)]
-    straight = specimen.render([*begin, cases.result(ORBIT), cases.result(BERTH)], cases.OFFERED)
-    swapped = specimen.render([*begin, cases.result(BERTH), cases.result(ORBIT)], cases.OFFERED)
-    if straight.failed or swapped.failed:
-        return
-    for what in ("name", "id"):
-        own, other = getattr(BERTH, what), getattr(ORBIT, what)
-        tail = _from_results(straight.text)
-        if tail.count(own) == 0:
-            continue
-        before = tail.find(own) < tail.find(BERTH.result)
-        gap = _before(swapped.text, BERTH.result, before)
-        if own not in gap and (other in gap or before):
-            yield _finding(
-                f"Results in another order than their calls get each other's {what}.",
-                "medium",
-                specimen.show(
-                    f"the result of {BERTH.name}, first", around(swapped.text, gap.strip()[-60:], BERTH.result)
-                ),
-            )
+    orders = {"in the order of their calls": (ORBIT, BERTH), "in another order than their calls": (BERTH, ORBIT)}
+    for order, (first, second) in orders.items():
+        made = specimen.render([*begin, cases.result(first), cases.result(second)], cases.OFFERED)
+        if made.failed or first.result not in made.text or second.result not in made.text:
             return
-
-
-def _from_results(text: str) -> str:
-    """The text behind the last word of the last call."""
-    return text[max(text.rfind(w) + len(w) for w in BERTH.words) :]
-
-
-def _before(text: str, word: str, before: bool) -> str:
-    tail = _from_results(text)
-    at = tail.find(word)
-    return tail[:at] if before else tail[at : tail.find(ORBIT.result, at)]
+        if made.text.find(first.result) > made.text.find(second.result):
+            first, second = second, first  # the template brings them into the order of the calls
+        gap = between(made.text, first.result, second.result)
+        for what in ("name", "id"):
+            told = [c for c in (first, second) if getattr(c, what) in gap]
+            # What stands between two results is the end of the first one's frame and the beginning of the other's.
+            owner = first if getattr(ORBIT, what) in after(one, ORBIT.result) else second
+            if told and owner not in told:
+                yield _finding(
+                    f"Results {order} get each other's {what}.",
+                    "medium",
+                    specimen.show(
+                        f"the results of {first.name} and {second.name}",
+                        around(made.text, first.result, second.result, reach=50),
+                    ),
+                )
+                return
 
 
 # ---- values ----
@@ -359,7 +373,7 @@ CHECKS = (
         "template",
         "Text beside a call is left out",
         call_text_dropped,
-        follows=("tool-calls-dropped",),
+        follows=("tool-calls-dropped", "text-lost"),
     ),
     Check("content-null", "template", "A message without content fails or prints None", content_null),
     Check("arguments-form", "template", "Arguments as text and as an object differ", arguments_form),
@@ -375,7 +389,7 @@ CHECKS = (
         "template",
         "Results do not say which call they answer",
         ids_lost,
-        follows=("tool-calls-dropped", "tool-result-lost", "several-calls"),
+        follows=("tool-calls-dropped", "tool-result-lost", "tool-result-as-user", "several-calls"),
     ),
     Check("value-types", "template", "Values stand in Python's spelling", value_types, follows=("tool-calls-dropped",)),
 )

@@ -20,13 +20,13 @@ def tool_result_lost(specimen: Specimen) -> Iterator[Finding]:
     later = [*talk.loop(), cases.answer(), cases.user(cases.SECOND)]
     for where, messages in {"": talk.loop(), " once another question follows": later}.items():
         text = seen(specimen, messages, cases.OFFERED)
-        if ORBIT.result not in text:
+        if lost := [w for w in ORBIT.result.split() if w not in text]:
             yield Finding(
                 "tool-result-lost",
                 "high",
                 f"The result of a tool is left out of the prompt{where}.",
                 (
-                    specimen.show("what the prompt does not hold", ORBIT.result),
+                    specimen.show("what the prompt does not hold", ORBIT.result if len(lost) > 1 else lost[0]),
                     specimen.show("the prompt where it should stand", around(text, cases.FIRST)),
                 ),
                 "The model never sees what its call brought: it calls again, or makes the answer up.",
@@ -59,9 +59,9 @@ def tool_result_as_user(specimen: Specimen) -> Iterator[Finding]:
         )
 
 
-_REPEATED = re.compile(r"(<[^<>/\s][^<>\n]*>|\[[A-Z_]{3,}\])\s*\1")
+_REPEATED = re.compile(r"((?:(?:<[^<>/\s][^<>\n]*>|\[[A-Z_]{3,}\])\w*){1,3})\s*\1")
 _JSON = '{"planet": "Zeeland-71"}'
-_TWICE = '{\\"planet\\": \\"Zeeland-71\\"}'
+_CODED = re.compile(r'\{(\\+)"planet\1": \1"Zeeland-71\1"\}')
 
 
 def double_wrapped(specimen: Specimen) -> Iterator[Finding]:
@@ -80,13 +80,13 @@ def double_wrapped(specimen: Specimen) -> Iterator[Finding]:
         yield _wrapped(f"The frame of a result is written twice: {twice[1]}.", specimen, shown)
         return
     coded = seen(specimen, [*talk.loop()[:2], cases.result(ORBIT, _JSON)], cases.OFFERED)
-    at = coded.find(_TWICE)
+    twice = _CODED.search(coded)
     # As a value inside an object it has to be a string: that is the format's own way to write it.
-    if at >= 0 and not re.search(r"\"\s*:\s*\"$", coded[:at]):
+    if twice and (len(twice[1]) > 1 or not re.search(r"\"\s*:\s*\"$", coded[: twice.start()])):
         yield _wrapped(
             f"A result that is JSON is written as a JSON string: {_JSON} is encoded a second time.",
             specimen,
-            around(coded, _TWICE, reach=40),
+            around(coded, twice[0], reach=40),
         )
 
 

@@ -5,37 +5,43 @@ from __future__ import annotations
 import html
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import unquote
 
 from punie_mlx.doctor import cases
-from punie_mlx.doctor.cases import ORBIT, Talk
-from punie_mlx.doctor.excerpts import around, piece
+from punie_mlx.doctor.cases import BERTH, ORBIT, THOUGHT, Talk
+from punie_mlx.doctor.excerpts import around, piece, shared
 from punie_mlx.doctor.findings import Check, Finding, Skip
 from punie_mlx.doctor.jinja_text import Text
 from punie_mlx.doctor.specimen import Rendering, Specimen
 
-_PLACES = ("user", "system", "answer", "last answer", "argument", "result", "description")
+_PLACES = ("user", "system", "answer", "last answer", "aside", "argument", "result", "description", "parameter")
 
 
 def conversation(specimen: Specimen, place: str, text: str) -> tuple[list[cases.Message], list[dict[str, Any]]]:
-    """A conversation with tools that holds `text` in one place; without calls where the template raises on them."""
+    """A conversation with tools that holds `text` in one place; without calls where the template raises on them.
+
+    Both turns that call have a thought: by them it shows what the template takes for the last question.
+    """
     talk = Talk.of(specimen)
-    call = replace(ORBIT, arguments=dict(ORBIT.arguments) | ({"body": text} if place == "argument" else {}))
     parts = {p: text if p == place else None for p in _PLACES}
-    messages = [
-        cases.system(parts["system"] or cases.SYSTEM),
-        cases.user(parts["user"] or cases.FIRST),
-        cases.answer(parts["answer"] or cases.ANSWER),
-        cases.user(cases.SECOND),
-    ]
-    if not specimen.render(talk.loop(), cases.OFFERED).failed:
-        messages += [talk.calls(call), cases.result(call, parts["result"] or ORBIT.result)]
-        messages += [cases.answer(parts["last answer"] or cases.SECOND_ANSWER), cases.user(cases.THIRD)]
+    call = replace(ORBIT, arguments=dict(ORBIT.arguments) | ({"body": text} if place == "argument" else {}))
+    aside = {"content": parts["aside"]} if place == "aside" else {}
+    messages = [cases.system(parts["system"] or cases.SYSTEM), cases.user()]
+    messages.append(cases.answer(parts["answer"] or cases.ANSWER))
+    calling = not specimen.render(talk.loop(), cases.OFFERED).failed
+    if calling:
+        messages += [cases.user(cases.SECOND), *talk.turn(BERTH, thought=THOUGHT)]
+        messages.append(cases.answer(parts["last answer"] or cases.SECOND_ANSWER))
+    messages.append(cases.user(parts["user"] or cases.THIRD))
+    if calling:
+        messages += [talk.calls(call, thought=THOUGHT, **aside), cases.result(call, parts["result"] or ORBIT.result)]
     described = cases.tool(
-        "chart_reef", parts["description"] or "Draw the reef.", cases.schema(skerry={"type": "string"})
+        "chart_reef",
+        parts["description"] or "Draw the reef.",
+        cases.schema(skerry=cases.text_property(parts["parameter"] or "Which skerry.")),
     )
     return messages, [described]
 
@@ -65,15 +71,14 @@ def unicode_escaped(specimen: Specimen) -> Iterator[Finding]:
             made = _render(specimen, place, f"bay {word} bay")
             if made.failed or word in made.text:
                 continue
-            escaped = next((e for e in _escapes(word) if e in made.text), None)
-            if escaped:
+            if _escaped(made.text, word):
                 yield Finding(
                     "unicode-escaped",
                     "medium",
                     f"Text of {_NAMES[place]} is escaped in the prompt.",
                     (
                         specimen.show("the text", word),
-                        specimen.show("in the prompt", around(made.text, escaped, reach=30)),
+                        specimen.show("in the prompt", around(made.text, *_BAY.findall(made.text)[:1], reach=30)),
                     ),
                     "The model reads \\u00e4 or &lt; for a letter: it costs many tokens, and the model copies the "
                     "escapes into its calls and answers.",
@@ -87,19 +92,33 @@ _NAMES = {
     "system": "the system message",
     "answer": "the assistant's answer",
     "last answer": "the assistant's answer after a result",
+    "aside": "text beside a call",
     "argument": "an argument of a call",
     "result": "a tool's result",
     "description": "a tool's description",
+    "parameter": "a parameter's description",
 }
+_CODE = re.compile(r"\\+u([0-9a-fA-F]{4})")
+_BAY = re.compile(r"bay\b.{1,160}?bay\b")
 
 
-def _escapes(word: str) -> list[str]:
-    """How `word` may look when it is escaped."""
-    signs = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "'": "\\u0027"}
-    coded = json.dumps(word)[1:-1]
-    named = "".join(signs.get(c, c) for c in coded)
-    pages = [html.escape(word), html.escape(word).replace("&#x27;", "&#39;"), html.escape(word, quote=False)]
-    return [e for e in (coded, named, *pages, quote(word), quote(word, safe="")) if e != word]
+def _by_number(text: str) -> str:
+    return _CODE.sub(lambda m: chr(int(m[1], 16)), text)
+
+
+_READERS: tuple[Callable[[str], str], ...] = (_by_number, html.unescape, unquote)
+
+
+def _escaped(text: str, word: str) -> bool:
+    """Whether `word` stands in `text` and can only be read once its escapes are, be they few or many."""
+    return word not in text and any(word in read(text) for read in _READERS)
+
+
+def _plain(text: str) -> str:
+    """`text` without what has checks of its own: escapes and white space."""
+    for read in _READERS:
+        text = read(text)
+    return "".join(text.split())
 
 
 # ---- JSON ----
@@ -190,7 +209,8 @@ def injection(specimen: Specimen) -> Iterator[Finding]:
     """Words of a message change nothing but themselves."""
     _must_render(specimen)
     words = _words(specimen)
-    found = {place: fault for place in _PLACES if (fault := _moved(specimen, place, words))}
+    places = [p for p in _PLACES if p != "parameter"]  # there it would be what it is in a tool's description
+    found = {place: fault for place in places if (fault := _moved(specimen, place, words))}
     for fault in sorted(found.values(), key=lambda f: f.severity != "medium")[:1]:
         others = [_NAMES[place] for place, other in found.items() if other is not fault]
         more = f" Words in {', '.join(others)} do so, too." if others else ""
@@ -232,30 +252,32 @@ def _changed(specimen: Specimen, place: str, words: str, shape: str, kwargs: dic
     """What is wrong where `words` change the prompt more than a placeholder in their place does."""
     calm = _render(specimen, place, shape.format(_PLACEHOLDER), **kwargs)
     wild = _render(specimen, place, shape.format(words), **kwargs)
-    if calm.failed or _PLACEHOLDER not in calm.text or wild.text in _expected(calm.text, words):
+    if calm.failed or _PLACEHOLDER not in calm.text or (not wild.failed and _as_expected(calm.text, words, wild.text)):
         return None
     return _injected(specimen, place, words, calm.text, wild)
 
 
-def _expected(calm: str, hostile: str) -> set[str]:
+def _as_expected(calm: str, hostile: str, wild: str) -> bool:
+    """Whether `wild` is `calm` with the words `hostile`, as they are or as JSON has them."""
     once = json.dumps(hostile, ensure_ascii=False)[1:-1]
     twice = json.dumps(once, ensure_ascii=False)[1:-1]
-    # An escape is a fault of its own, and a word that the template adds need not be added to one that ends in it.
-    written = {calm.replace(_PLACEHOLDER, w) for w in (hostile, once, twice, *_escapes(hostile))}
-    return written | {calm.replace(_PLACEHOLDER + hostile, hostile)}
+    # A word that the template adds need not be added to one that ends in it.
+    written = [calm.replace(_PLACEHOLDER, w) for w in (hostile, once, twice)]
+    written.append(calm.replace(_PLACEHOLDER + hostile, hostile))
+    return wild in written or _plain(wild) in map(_plain, written)
 
 
 def _injected(specimen: Specimen, place: str, hostile: str, calm: str, wild: Rendering) -> Finding:
-    own = place in ("answer", "last answer", "argument")
-    shown = (wild.error or "")[:200] or _where(calm.replace(_PLACEHOLDER, hostile), wild.text)
+    own = place in ("answer", "last answer", "aside", "argument")
+    before, behind = (around(calm, _PLACEHOLDER), wild.error[:200]) if wild.error else _parted(calm, hostile, wild.text)
     return Finding(
         "injection",
         "low" if own else "medium",
         f"The words {hostile!r} in {_NAMES[place]} "
         + ("make the template raise." if wild.failed else "change the prompt beside themselves."),
         (
-            specimen.show("the prompt with a harmless word", around(calm, _PLACEHOLDER)),
-            specimen.show("the prompt with these words", shown),
+            specimen.show("the prompt with a harmless word", before),
+            specimen.show("the prompt with these words", behind),
         ),
         "Whoever writes that text (a user, a web page that a tool reads, the model) switches modes, hides text or "
         "breaks the conversation.",
@@ -264,16 +286,19 @@ def _injected(specimen: Specimen, place: str, hostile: str, calm: str, wild: Ren
     )
 
 
-def _where(expected: str, found: str) -> str:
-    at = next(
-        (i for i, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b), min(len(expected), len(found))
-    )
-    return piece(found, at - 70, at + 70)
+def _parted(calm: str, hostile: str, wild: str) -> tuple[str, str]:
+    """Both prompts where they part, which may be far from the words themselves."""
+    expected, start = calm.replace(_PLACEHOLDER, hostile), calm.find(_PLACEHOLDER)
+    at = len(shared(expected, wild))
+    same = at if at <= start else max(start, at - len(hostile) + len(_PLACEHOLDER))
+    return piece(calm, same - 70, same + 70), piece(wild, at - 70, at + 70)
 
 
 CHECKS = (
     Check("unicode-escaped", "template", "Letters are escaped", unicode_escaped),
     Check("json-unescaped", "template", "Text breaks the JSON that it stands in", json_unescaped),
     Check("trimmed", "template", "White space of arguments or results is changed", trimmed),
-    Check("injection", "template", "Words of a message change the prompt around them", injection),
+    Check(
+        "injection", "template", "Words of a message change the prompt around them", injection, follows=("text-lost",)
+    ),
 )

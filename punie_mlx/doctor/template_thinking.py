@@ -8,7 +8,7 @@ from typing import Any
 
 from punie_mlx.doctor import cases
 from punie_mlx.doctor.cases import THOUGHT, Talk
-from punie_mlx.doctor.excerpts import around, piece
+from punie_mlx.doctor.excerpts import around, piece, shared, shared_end
 from punie_mlx.doctor.findings import Check, Finding, Skip
 from punie_mlx.doctor.specimen import Specimen
 
@@ -55,7 +55,7 @@ def thinking_reversed(specimen: Specimen) -> Iterator[Finding]:
             return
     for name in efforts:
         low, high = (Setting(f"{name}={v}", {name: v}) for v in ("low", "high"))
-        if fault := _without_effect(specimen, high, low):
+        if fault := _without_effect(specimen, high, low) or _exchanged(specimen, high, low):
             yield fault
 
 
@@ -68,6 +68,17 @@ def _without_effect(specimen: Specimen, on: Setting, off: Setting) -> Finding | 
         return None
     ends = ((label, piece(text, len(text) - 80, len(text))) for label, text in texts.items())
     return _finding("medium", f"{on.label} and {off.label} make the same prompt.", specimen, *ends)
+
+
+def _exchanged(specimen: Specimen, high: Setting, low: Setting) -> Finding | None:
+    """Where the prompt names the effort: by the other one's word."""
+    texts = {s.label: s.render(specimen, [cases.user()]) for s in (high, low)}
+    begin, end = len(shared(*texts.values())), len(shared_end(*texts.values()))
+    told = {label: text[begin : len(text) - end] for label, text in texts.items()}
+    if not ("low" in told[high.label] and "high" in told[low.label]):
+        return None
+    pieces = ((label, piece(text, begin - 40, len(text) - end + 20)) for label, text in texts.items())
+    return _finding("high", f"{high.label} and {low.label} name each other's effort.", specimen, *pieces)
 
 
 def _reversed(specimen: Specimen, on: Setting, off: Setting) -> Finding | None:
@@ -87,6 +98,9 @@ def _reversed(specimen: Specimen, on: Setting, off: Setting) -> Finding | None:
     counts = {label: _history(text).count(opening) for label, text in texts.items()}
     if counts[on.label] >= counts[off.label]:
         return None
+    told = on.render(specimen, [cases.user(), cases.answer() | {cases.THINKING: THOUGHT}])
+    if THOUGHT in told:
+        return None  # it is only beside calls that thinking is lost: reasoning-dropped says so
     return _finding(
         "high",
         f"With {on.label} the turns of history hold no thinking; with {off.label} they hold its tags.",

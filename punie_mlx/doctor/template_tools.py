@@ -20,8 +20,6 @@ _WORDS = {
     "skerry": "the name of a parameter",
     "fathoms": "the name of a second parameter",
     "berthage": "the name of the second tool's parameter",
-    "as Pembry counts": "what a parameter means",
-    "as Torvald names it": "what a parameter of the second tool means",
 }
 _NO_TOOLS = "The model does not know which tools there are, so it answers in prose or makes up calls."
 
@@ -89,6 +87,7 @@ DEEP = tool(
     ),
 )
 _DEEP_WORDS = {
+    "as Marlowe gives it": "what a parameter means",
     "larboard-Q7": "the values that an enum allows",
     "starboard-Q8": "the values that an enum allows",
     "bearing_z": "what stands in a list of objects",
@@ -96,27 +95,30 @@ _DEEP_WORDS = {
 }
 
 
-def _changed(key: str, *, drop: bool = False) -> dict[str, Any]:
-    """`DEEP` with another type for its parameter `key`, or with all of its parameters required."""
-    function = dict(DEEP["function"])
-    parameters = dict(function["parameters"])
-    if drop:
-        parameters["required"] = list(parameters["properties"])
-    else:
-        parameters["properties"] = {**parameters["properties"], key: {"type": "boolean"}}
-    return {**DEEP, "function": {**function, "parameters": parameters}}
+_TYPES = ("string", "integer", "boolean", "array")
+
+
+def _typed(kind: str) -> dict[str, Any]:
+    """A tool whose one parameter is of the type `kind`."""
+    return tool("set_swell", "Set the swell Norgaard.", schema(swell={"type": kind}))
+
+
+def _all_required() -> dict[str, Any]:
+    """`DEEP`, with all of its parameters required."""
+    parameters = DEEP["function"]["parameters"]
+    return {**DEEP, "function": {**DEEP["function"], "parameters": parameters | schema(**parameters["properties"])}}
 
 
 def schema_lost(specimen: Specimen) -> Iterator[Finding]:
-    """What the schema says of parameters reaches the model: enums, nested objects, types, what is required."""
+    """The schema reaches the model: what parameters mean, enums, nested objects, types, what is required."""
     text = seen(specimen, [cases.user()], [DEEP])
     if "heading" not in text or "swell" not in text:
         raise Skip("parameters are not shown at all: tools-ignored says so")
     lost = list(dict.fromkeys(what for word, what in _DEEP_WORDS.items() if word not in text))
-    alike = {"the types of parameters": _changed("swell"), "which parameters are required": _changed("", drop=True)}
-    for what, changed in alike.items():
-        other = specimen.render([cases.user()], [changed])
-        lost += [what] if other.text.replace("31607", "") == text.replace("31607", "") else []
+    kinds = [specimen.render([cases.user()], [_typed(kind)]) for kind in _TYPES]
+    shown = {made.text for made in kinds if not made.failed}
+    lost += ["the types of parameters"] if len(shown) < sum(not made.failed for made in kinds) else []
+    lost += ["which parameters are required"] if seen(specimen, [cases.user()], [_all_required()]) == text else []
     if lost:
         yield Finding(
             "schema-lost",
@@ -133,7 +135,9 @@ def schema_lost(specimen: Specimen) -> Iterator[Finding]:
 
 _REPLY, _A_CALL = r"(?:reply|respond|answer)", r"(?:with|by|in)\s+(?:[\w-]+\s+){0,4}(?:tool|function)[ -]calls?\b"
 _ORDERS = re.compile(
-    r"\b(?:must|always|have to|shall)\s+(?:\w+\s+){0,2}(?:call|use|invoke)\s+(?:\w+\s+){0,3}(?:tool|function)s?\b"
+    r"\b(?:must|always|have to|shall|need to|required to|obliged to)\s+(?:\w+\s+){0,2}"
+    r"(?:call|use|invoke|make|write|emit)\s+(?:\w+\s+){0,3}(?:tool|function)s?\b"
+    r"|\b(?:tool|function)[ -]calls?\s+(?:is|are)\s+(?:always\s+)?(?:required|mandatory|obligatory)\b"
     rf"|\b(?:only|always)\s+(?:\w+\s+)?{_REPLY}\s+{_A_CALL}"
     rf"|\b{_REPLY}\s+(?:only|always|exclusively)\s+{_A_CALL}"
     rf"|\b{_REPLY} with (?:a |an )?json(?: object)? for (?:a|the|one) (?:tool|function) call\b"

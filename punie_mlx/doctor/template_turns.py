@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 from punie_mlx.doctor import cases
 from punie_mlx.doctor.cases import BERTH, ORBIT, SECOND_SYSTEM, SYSTEM, Message, Talk, seen
@@ -18,7 +20,8 @@ def text_lost(specimen: Specimen) -> Iterator[Finding]:
     talk = Talk.of(specimen)
     spoken = [cases.user(), cases.answer(), cases.user(cases.SECOND)]
     looped = [*talk.loop(), cases.answer(), cases.user(cases.SECOND)]
-    for messages in (spoken, looped):
+    lasting = [m for n in range(10, 22) for m in (cases.user(f"Sound Vardo-{n}."), cases.answer(f"Hold Ness-{n}."))]
+    for messages in (spoken, looped, [*lasting, cases.user()]):
         text = seen(specimen, messages)
         lost = [m["content"] for m in messages if m["role"] in ("user", "assistant") and m["content"]]
         lost = [w for w in lost if w != cases.ASIDE and w not in text]
@@ -28,7 +31,7 @@ def text_lost(specimen: Specimen) -> Iterator[Finding]:
                 "high",
                 "Part of what user or assistant said is left out of the prompt.",
                 (
-                    specimen.show("what the prompt does not hold", " ".join(lost)),
+                    specimen.show("what the prompt does not hold", ", ".join(lost[:3])),
                     specimen.show("the prompt", piece(text, len(text) - 200, len(text))),
                 ),
                 "The model answers without having read the whole conversation.",
@@ -50,6 +53,7 @@ def system_messages(specimen: Specimen) -> Iterator[Finding]:
         ("The system message, once a tool has answered,", "high", SYSTEM, [first, *talk.loop()]),
         ("The system message, once another question follows,", "high", SYSTEM, [first, ask, *closing]),
         ("A second system message", "medium", SECOND_SYSTEM, [first, second, ask]),
+        ("The system message, once there is a second one,", "medium", SYSTEM, [first, second, ask]),
         ("A system message later on", "medium", SECOND_SYSTEM, [first, ask, cases.answer(), second, closing[1]]),
         ("A system message without any other", "low", SYSTEM, [first]),
     )
@@ -70,8 +74,10 @@ def _misplaced(specimen: Specimen, made: Rendering, words: str) -> tuple[str, st
         return "cannot be rendered", (made.error or "")[:200]
     if words not in made.text:
         return "is left out of the prompt", around(made.text, cases.FIRST, cases.SECOND)
-    if Frame.of(specimen).holds(made.text, words):
-        return "is shown as the user's", around(made.text, words)
+    frame = Frame.of(specimen)
+    for whose, held in {"the user's": frame.holds, "the assistant's": frame.opens}.items():
+        if held(made.text, words):
+            return f"is shown as {whose}", around(made.text, words)
     return None
 
 
@@ -107,29 +113,38 @@ def developer_role(specimen: Specimen) -> Iterator[Finding]:
 
 def generation_prompt(specimen: Specimen) -> Iterator[Finding]:
     """The prompt ends where the assistant's turn begins, when it is asked for, and not inside its thinking."""
-    frame = Frame.of(specimen)
-    word = frame.assistant_word
+    word = Frame.of(specimen).assistant_word
     if not word:
         raise Skip("turns of the assistant begin as the user's do")
-    talk = Talk.of(specimen)
-    asked = {"a question": ([cases.user()], cases.FIRST), "a result": (talk.loop(), ORBIT.result)}
-    for what, (messages, last) in asked.items():
-        made = specimen.render(messages, cases.OFFERED)
-        answered = specimen.render([*messages, cases.answer()], cases.OFFERED, add_generation_prompt=False)
+    if missing := _not_opened(specimen, word):
+        yield missing
+        return
+    yield from _unasked(specimen, word)
+    yield from _opens_thinking(specimen)
+
+
+def _not_opened(specimen: Specimen, word: str) -> Finding | None:
+    """The assistant's turn begins with `word`, and a prompt does not."""
+    asked = {
+        "a question": ([cases.user()], cases.FIRST, cases.OFFERED),
+        "a result": (Talk.of(specimen).loop(), ORBIT.result, cases.OFFERED),
+        "a question without tools": ([cases.user()], cases.FIRST, None),
+    }
+    for what, (messages, last, tools) in asked.items():
+        made = specimen.render(messages, tools)
+        answered = specimen.render([*messages, cases.answer()], tools, add_generation_prompt=False)
         if made.failed or answered.failed or last not in made.text or cases.ANSWER not in answered.text:
             continue
         expected = answered.text[answered.text.rfind(last) : answered.text.rfind(cases.ANSWER)]
         if word in expected and word not in after(made.text, last):
-            yield _prompt(
+            return _prompt(
                 "high",
                 f"The prompt after {what} does not open the assistant's turn.",
                 specimen,
                 ("the prompt's end", piece(made.text, len(made.text) - 90, len(made.text))),
                 ("the same with an answer", around(answered.text, last, cases.ANSWER, reach=20)),
             )
-            return
-    yield from _unasked(specimen, word)
-    yield from _opens_thinking(specimen)
+    return None
 
 
 def _unasked(specimen: Specimen, word: str) -> Iterator[Finding]:
@@ -183,6 +198,9 @@ def _prompt(severity: str, summary: str, specimen: Specimen, *shown: tuple[str, 
 def not_prefix_preserving(specimen: Specimen) -> Iterator[Finding]:
     """Each prompt of an agent's loop begins with the one before."""
     talk = Talk.of(specimen)
+    word = Frame.of(specimen).assistant_word
+    if word and _not_opened(specimen, word):
+        raise Skip("a prompt does not open the assistant's turn: generation-prompt says so")
     found = switches(specimen)
     settings = [(Setting(""), True), *((on, True) for on, _ in found), *((off, False) for _, off in found)]
     for setting, thinks in settings:
@@ -209,6 +227,8 @@ def _paths(specimen: Specimen, talk: Talk, setting: Setting, thought: str) -> It
         turns = [cases.answer(), cases.user(cases.SECOND)]
         done = [*begin, *talk.turn(ORBIT)]
         yield from ([begin, [*begin, *turns]], [done, [*done, *turns]])
+    if setting.system == SYSTEM:
+        yield [begin[1:], one[1:]]
 
 
 def _parts(setting: Setting, before: str, behind: str) -> bool:
@@ -257,21 +277,37 @@ def render_error(specimen: Specimen) -> Iterator[Finding]:
             f"The template raises on {_listed(names)}{', without tools' if bare and basic else ''}.",
             (specimen.show("the error", error[:200]),),
             "The server answers such a request with an error, and the agent stops.",
-            "Take out the rule that raises, or the operation that does not expect this value.",
+            _IN_SANDBOX if "SecurityError" in error else _MENDING,
         )
 
 
+_MENDING = "Take out the rule that raises, or the operation that does not expect this value."
+_IN_SANDBOX = (
+    "transformers renders templates in a sandbox in which nothing may be changed in place, and so do the servers that "
+    "use it: write `names.ids = names.ids + [id]` for `names.ids.append(id)`, and count instead of `pop`."
+)
+
+
 def _listed(names: list[str]) -> str:
+    if len(names) > _NAMED:
+        names = [*names[:_NAMED], f"{len(names) - _NAMED} other conversations"]
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def _legal(specimen: Specimen) -> dict[str, tuple[list[Message], tuple | None, bool]]:
+_NAMED = 5
+
+
+Legal = tuple[list[Message], Sequence[Mapping[str, Any]] | None, bool]
+
+
+def _legal(specimen: Specimen) -> dict[str, Legal]:
+    """Conversations by name, each with its tools, and whether an agent cannot do without it."""
     talk = Talk.of(specimen)
     ask, tools = cases.user(), cases.OFFERED
     bare = cases.tool("ring_bell", None, None)
     empty = cases.tool("ring_bell", "Ring the bell Odalys.", {"type": "object", "properties": {}})
     idle = cases.Call("ring_bell", {}, "rN6cY8Wd2", "rung Isolde-4")
-    long_id = cases.replace(ORBIT, id="call_8f2Kq0ZxW3mB6nVtY1cDsLpa")
+    long_id = replace(ORBIT, id="call_8f2Kq0ZxW3mB6nVtY1cDsLpa")
     loop = talk.loop()
     return {
         "a question": ([ask], None, True),

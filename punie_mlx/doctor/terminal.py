@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from rich.columns import Columns
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.panel import Panel
@@ -33,8 +32,8 @@ def show(found: Examined, out: Console) -> None:
     for heading, facts in _facts(found.facts):
         out.print(Text(heading, "bold"))
         out.print(Padding(facts, (0, 0, 1, 2)))
-    for check, why in found.skipped:
-        out.print(Text(f"not checked: {check}, since {visible(why)}", "dim"))
+    for why, checks in _skipped(found.skipped).items():
+        out.print(Text(f"not checked, since {visible(why)}: {', '.join(checks)}", "dim"))
     out.print(Text(summary(found), "bold"))
 
 
@@ -42,8 +41,20 @@ def summary(found: Examined) -> str:
     """One line: how many findings of which severity, and how many checks found nothing."""
     counts = {s: sum(f.severity == s for f in found.findings) for s in SEVERITIES}
     told = ", ".join(f"{n} {severity}" for severity, n in counts.items() if n)
-    clean = f"{len(found.passed)} checks found nothing"
-    return f"{len(found.findings)} findings ({told}); {clean}" if found.findings else f"no findings; {clean}"
+    clean = f"{_counted(len(found.passed), 'check')} found nothing"
+    return f"{_counted(len(found.findings), 'finding')} ({told}); {clean}" if told else f"no findings; {clean}"
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+
+
+def _skipped(skipped: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Checks that were left out, by the reason: many have the same."""
+    reasons: dict[str, list[str]] = {}
+    for check, why in skipped:
+        reasons.setdefault(why, []).append(check)
+    return reasons
 
 
 def _finding(finding: Finding, *, wide: bool) -> RenderableType:
@@ -60,7 +71,13 @@ def _finding(finding: Finding, *, wide: bool) -> RenderableType:
 
 def _evidence(shown: tuple[Shown, ...], *, wide: bool) -> RenderableType:
     panels = [_panel(piece) for piece in shown]
-    return Columns(panels, equal=True, expand=True) if wide and len(panels) == 2 else Group(*panels)
+    if not wide or len(panels) != 2:
+        return Group(*panels)
+    beside = Table.grid(expand=True)
+    for _ in panels:
+        beside.add_column(ratio=1)
+    beside.add_row(*panels)
+    return beside
 
 
 def _panel(piece: Shown) -> Panel:

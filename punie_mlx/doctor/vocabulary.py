@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from punie_mlx.chat.render import encode
-from punie_mlx.doctor import cases, roundtrip
-from punie_mlx.doctor.excerpts import between, piece
+from punie_mlx.doctor import cases
+from punie_mlx.doctor.excerpts import after, between, piece, shared, short
 from punie_mlx.doctor.findings import Check, Finding, Shown, Skip
-from punie_mlx.doctor.flags import readable
 from punie_mlx.doctor.specimen import Specimen
-from punie_mlx.doctor.tensors import shapes
+from punie_mlx.pages.text import visible
+from punie_mlx.tensors import shapes
 
 Json = dict[str, Any]
 _TAG = re.compile(r"[<\[](?!\s)[^<>\[\]\s]+[>\]]")
@@ -22,7 +22,7 @@ _FRAME = re.compile(r"<[|｜][^|｜<>\s]+[|｜]>")
 _PRIVATE = re.compile("[\ue000-\uf8ff]+")
 _ESCAPED = re.compile(r"\\u([eEfF][0-9a-fA-F]{3})")
 _RESULT_TAGS = ("<tool_response>", "</tool_response>")
-_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "tok_embeddings.weight")
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "tok_embeddings.weight")
 _MANY = 6
 
 
@@ -32,7 +32,7 @@ def _needs_tokens(specimen: Specimen) -> None:
 
 
 def _spelled(token: str) -> str:
-    return readable(token).replace("\n", "\\n")
+    return visible(token).replace("\n", "\\n")
 
 
 def _added(specimen: Specimen) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def template_missing(specimen: Specimen) -> Iterator[Finding]:
 
 
 def two_templates(specimen: Specimen) -> Iterator[Finding]:
-    """Only files of a model directory: a template of --template takes the place of them all."""
+    """Only files of a model directory, whose template may be another one than that under examination."""
     if specimen.directory is None:
         raise Skip("there is no model directory")
     found = {name: text for name, text in _templates(specimen.directory) if text.strip()}
@@ -103,7 +103,7 @@ def _two_different(found: Mapping[str, str]) -> tuple[tuple[str, str], tuple[str
 
 def _first_difference(one: str, other: str) -> tuple[str, str]:
     """Where two texts part, with a little of what is around it."""
-    same = len(roundtrip.shared(one, other))
+    same = len(shared(one, other))
     return piece(one, same - 40, same + 80), piece(other, same - 40, same + 80)
 
 
@@ -193,7 +193,7 @@ def private_use(specimen: Specimen) -> Iterator[Finding]:
         yield _private(
             "low",
             f"markers of private use stand in the template as such: {' '.join(map(_spelled, raw))}",
-            [Shown("template", readable(piece(specimen.template, at - 30, at + 40)))],
+            [Shown("template", visible(piece(specimen.template, at - 30, at + 40)))],
             "Editors, terminals and copies show them as nothing or lose them. Without them a call has no frame.",
         )
     added = {t for t in (_added(specimen) if specimen.has_vocabulary else ()) if _PRIVATE.fullmatch(t)}
@@ -223,19 +223,18 @@ def end_of_turn(specimen: Specimen) -> Iterator[Finding]:
     _needs_tokens(specimen)
     stops = set(specimen.tokenizer.eos_token_ids)
     seen: dict[str, set[int]] = {}
-    for kind, gap in (("an answer", _after_answer(specimen)), ("a call", _after_call(specimen))):
-        if gap is None:
-            continue
-        tokens = specimen.tokens(gap)
-        ends = {i for i, _ in tokens if i in stops}
-        if ends:
+    for kind, written in (("an answer", _after_answer(specimen)), ("a call", _after_call(specimen))):
+        gaps = [g for g in written if g is not None]
+        ends = next((e for g in gaps if (e := {i for i, _ in specimen.tokens(g) if i in stops})), set())
+        if ends or not gaps:
             seen[kind] = ends
             continue
+        gap = gaps[-1]
         yield Finding(
             "end-of-turn",
             "high",
             f"nothing that the template writes after {kind} ends the generation",
-            (specimen.show(f"after {kind}", piece(gap, 0, len(gap))), Shown("tokens that end", _ids(specimen, stops))),
+            (specimen.show(f"after {kind}", short(gap)), Shown("tokens that end", _ids(specimen, stops))),
             "The model ends its turn, and the server goes on: it writes the user's next turn, or the tool's result, by "
             "itself, up to the limit.",
             "Add the id of the token that ends a turn to eos_token_id of generation_config.json; it may be a list.",
@@ -267,23 +266,24 @@ def _other_files(specimen: Specimen, needed: set[int]) -> Iterator[Finding]:
     )
 
 
-def _after_answer(specimen: Specimen) -> str | None:
-    """What stands between an answer and the user's next words."""
+def _after_answer(specimen: Specimen) -> tuple[str | None, ...]:
+    """What stands behind the last answer, and between an answer and the user's next words: gpt-oss writes another."""
     messages = [cases.user(), cases.answer(), cases.user(cases.SECOND)]
-    return _gap(specimen, messages, cases.ANSWER, cases.SECOND)
+    return _gap(specimen, messages[:2], cases.ANSWER), _gap(specimen, messages, cases.ANSWER, cases.SECOND)
 
 
-def _after_call(specimen: Specimen) -> str | None:
+def _after_call(specimen: Specimen) -> tuple[str | None, ...]:
     """What stands between a call and its result."""
     talk = cases.Talk.of(specimen)
     call = cases.Call(cases.ORBIT.name, {"body": "Zeeland-71"}, cases.ORBIT.id, cases.ORBIT.result)
-    return _gap(specimen, [cases.user(), *talk.turn(call)], "Zeeland-71", call.result)
+    return (_gap(specimen, [cases.user(), *talk.turn(call)], "Zeeland-71", call.result),)
 
 
-def _gap(specimen: Specimen, messages: Sequence[cases.Message], before: str, after: str) -> str | None:
+def _gap(specimen: Specimen, messages: Sequence[cases.Message], before: str, follows: str = "") -> str | None:
+    """What stands between two words; behind the first where there is no other."""
     try:
         text = cases.seen(specimen, messages, cases.OFFERED, add_generation_prompt=False)
-        return between(text, before, after)
+        return between(text, before, follows) if follows else after(text, before)
     except Skip:
         return None  # render-error, or whoever loses the text, says so
 
@@ -334,7 +334,7 @@ def _rows(directory: Path) -> dict[str, int]:
     given = config.get("vocab_size") or (text.get("vocab_size") if isinstance(text, Mapping) else None)
     rows = {"vocab_size of config.json": given} if isinstance(given, int) else {}
     for name, shape in shapes(directory).items():
-        if name.endswith(_EMBEDDINGS) and len(shape) == 2:
+        if name.endswith(EMBEDDINGS) and len(shape) == 2:
             rows[name] = shape[0]
     return rows
 

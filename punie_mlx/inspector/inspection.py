@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
+from math import inf
 from pathlib import Path
 from typing import Any
 
 from punie_mlx.chat.messages import for_template, tools_for_template
 from punie_mlx.chat.render import Conversation, Prompt, encode, load_tokenizer
+from punie_mlx.chat.turns import turn
 from punie_mlx.corpus.rows import Row
-from punie_mlx.errors import ConfigError
+from punie_mlx.errors import ConfigError, DataError
 from punie_mlx.inspector.answer import Answer, answer, markers, watched_ids
 from punie_mlx.inspector.reading import Read, Wire
 from punie_mlx.inspector.spans import turns
@@ -53,10 +55,10 @@ class View:
     note: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        runs = [(turn, len(list(run))) for turn, run in groupby(self.tokens, key=lambda t: t.turn)]
+        runs = [(whose, len(list(run))) for whose, run in groupby(self.tokens, key=lambda t: t.turn)]
         spans, at = [], 0
-        for turn, count in runs:
-            spans.append({"turn": turn, "start": at, "stop": at + count})
+        for whose, count in runs:
+            spans.append({"turn": whose, "start": at, "stop": at + count})
             at += count
         told = {"name": self.name, "prompt": self.prompt, "spans": spans, "tokens": [t.to_json() for t in self.tokens]}
         return told | ({"note": self.note} if self.note else {})
@@ -91,7 +93,8 @@ class Inspection:
     def known(self, view: View) -> int:
         """How many of the tokens of another view, whole turns of it, are the conversation's."""
         pairs = zip(view.tokens, self.views[0].tokens, strict=False)
-        same = next((i for i, (a, b) in enumerate(pairs) if (a.id, a.turn) != (b.id, b.turn)), len(view.tokens))
+        least = min(len(view.tokens), len(self.views[0].tokens))
+        same = next((i for i, (a, b) in enumerate(pairs) if (a.id, a.turn) != (b.id, b.turn)), least)
         while 0 < same < len(view.tokens) and view.tokens[same].turn == view.tokens[same - 1].turn:
             same -= 1
         return same
@@ -140,7 +143,8 @@ def inspect(asked: Asked) -> Inspection:
 
     Raises:
         ModelError: the model, its tokenizer or the adapter cannot be loaded.
-        DataError: the template cannot render the messages.
+        DataError: the template cannot render the messages, or writes nothing that could be answered.
+        ConfigError: there is no such wire format, or a template is given what it is given anyway.
     """
     if not asked.generate:
         tokenizer = load_tokenizer(asked.model)
@@ -152,8 +156,10 @@ def inspect(asked: Asked) -> Inspection:
     eye = _Eye(asked, model.tokenizer)
     seen, prompt = eye.see(), eye.prompt
     assert prompt is not None  # `Asked` refuses texts
+    if not prompt.tokens:
+        raise DataError("the chat template writes nothing for these messages, so nothing can be answered: mend it")
     watched = markers(eye.wire, model.tokenizer)
-    steps = list(raw.watch(model, prompt.tokens, watched_ids(watched), most=asked.generate))
+    steps = list(raw.watch(model, prompt.tokens, watched_ids(watched), most=asked.generate, seconds=inf))
     written = answer(
         steps, watched, spelling=eye.spelling, wire=eye.wire, prompt=prompt.tokens,
         in_reasoning=eye.opens_thinking(prompt), turn=eye.given,
@@ -219,11 +225,8 @@ class _Eye:
         """The whole conversation as far as it goes; then each learned turn whose prompt is no beginning of it."""
         conversation = self._render(self._row.messages)
         self.prompt = conversation.prompt(self.given)
-        ids, views = self.prompt.tokens, []
+        ids, views = [*self.prompt.tokens, *self._last(conversation, self.prompt)], []
         places = {id(s): self._place(s) for s in learned.samples}
-        last = next((s for s in learned.samples if places[id(s)] == self.given), None)
-        if last is not None and last.tokens[: last.prompt].tolist() == ids:
-            ids = last.tokens.tolist()
         owners = self._owners(conversation, self.prompt, self.given, len(ids))
         states: dict[int, str] = {}
         for sample in learned.samples:
@@ -235,6 +238,15 @@ class _Eye:
         name = "conversation" if len(ids) > len(self.prompt.tokens) else "prompt"
         tokens = self._tokens(ids, owners, learned.learned(len(ids), ids), states)
         return [View(name, tokens, len(self.prompt.tokens)), *views]
+
+    def _last(self, conversation: Conversation, prompt: Prompt) -> list[int]:
+        """The turn that the row has behind `prompt`, learned or not; nothing where the template cannot write it."""
+        if self.given == len(self._messages):
+            return []
+        try:
+            return turn(conversation, self.given, prompt).tokens
+        except DataError:
+            return []
 
     def _render(self, messages: Sequence[Mapping[str, Any]]) -> Conversation:
         return Conversation(self._tokenizer, for_template(messages), self._offered, self._asked.template_kwargs)

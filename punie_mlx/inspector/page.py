@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from punie_mlx.errors import OutputError
-from punie_mlx.files import atomic_file
+from punie_mlx.files import refuse_same, write_text
 from punie_mlx.inspector.answer import Answer
 from punie_mlx.inspector.inspection import Inspection, View
 from punie_mlx.inspector.reading import Read
@@ -20,20 +20,16 @@ from punie_mlx.pages.text import Html, compact, join, tag
 from punie_mlx.pages.tokens import legend, percent, strip
 
 
-def refuse_directory(path: Path) -> None:
+def refuse_page(path: Path, *inputs: Path) -> None:
     """Raise `OutputError` where no page can be written. Call it before the model is loaded."""
     if path.is_dir():
         raise OutputError(f"{path} is a directory: name the HTML file to write")
+    refuse_same(path, *inputs)
 
 
 def write_page(seen: Inspection, path: Path) -> None:
-    """Write the page of `seen`. Raises `OutputError`."""
-    refuse_directory(path)
-    try:
-        with atomic_file(path) as tmp:
-            tmp.write_text(page(seen), encoding="utf-8")
-    except OSError as e:
-        raise OutputError(f"{path} cannot be written: {e.strerror or e}; name another file") from e
+    """Write the page of `seen`; a file that is there is replaced. Raises `OutputError`, `DiskError`."""
+    write_text(path, page(seen))
 
 
 def page(seen: Inspection) -> Html:

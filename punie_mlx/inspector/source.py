@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from punie_mlx.corpus.rows import Row, parse_row
+from punie_mlx.corpus.rows import Row, parse_row, read_lines
 from punie_mlx.errors import ConfigError, DataError
 
 
@@ -17,50 +17,48 @@ def read_row(file: Path, tools: Path | None = None, line: int | None = None) -> 
 
     Raises `DataError`, `ConfigError`.
     """
-    text = _text(file)
-    if line is None and (whole := _json(text)) is not None:
-        row = parse_row(json.dumps(_as_row(whole)), str(file), 1)
-    else:
-        row = _in_lines(text, file, line)
+    by_line = line is not None or Path(file).suffix == ".jsonl"
+    row = _in_lines(file, line) if by_line else parse_row(_as_row(_text(file)), str(file), 1)
     return row if tools is None else replace(row, tools=_tools(tools))
 
 
 def _text(file: Path) -> str:
+    """The text of a file that is one JSON value."""
     try:
-        return Path(file).read_text(encoding="utf-8")
+        text = Path(file).read_text(encoding="utf-8-sig")
+        json.loads(text)
     except (OSError, UnicodeDecodeError) as e:
         raise DataError(f"{file} cannot be read ({e}): give a file of JSON in UTF-8") from e
+    except (ValueError, RecursionError) as e:
+        raise DataError(
+            f"{file} is no JSON ({e}): give a list of messages, an object with `messages`, or a .jsonl file"
+        ) from e
+    return text
 
 
-def _json(text: str) -> Any:
-    """The one JSON value that `text` is; None where it is none, as several lines of a corpus are."""
+def _as_row(text: str) -> str:
+    """JSON of a row, or of the messages of one, as that of a row."""
     try:
-        return json.loads(text)
+        is_list = isinstance(json.loads(text), list)
     except (ValueError, RecursionError):
-        return None
+        is_list = False  # `parse_row` says what is wrong
+    return f'{{"messages": {text}}}' if is_list else text
 
 
-def _as_row(value: Any) -> Any:
-    return {"messages": value} if isinstance(value, list) else value
-
-
-def _in_lines(text: str, file: Path, line: int | None) -> Row:
-    lines = text.split("\n")
-    if line is None:
-        line = next((i for i, found in enumerate(lines, 1) if found.strip()), 1)
-        if Path(file).suffix != ".jsonl":
-            raise DataError(
-                f"{file} is no JSON: give a list of messages, an object with `messages`, or a .jsonl file with --line"
-            )
-    if not 1 <= line <= len(lines) or not lines[line - 1].strip():
-        raise ConfigError(f"{file} has no row on line {line}: it has {sum(map(bool, map(str.strip, lines)))} rows")
-    found = lines[line - 1]
-    value = _json(found)
-    return parse_row(json.dumps(_as_row(value)) if isinstance(value, list) else found, str(file), line)
+def _in_lines(file: Path, line: int | None) -> Row:
+    """The row on `line`, or the first that there is."""
+    if not Path(file).exists():
+        raise DataError(f"{file} does not exist: give a file of messages, or a .jsonl file of rows")
+    count = 0
+    for number, text in read_lines(file):
+        if line in (None, number):
+            return parse_row(_as_row(text), str(file), number)
+        count += 1
+    raise ConfigError(f"{file} has no row on line {line or 1}: it has {count} rows")
 
 
 def _tools(file: Path) -> list[dict[str, Any]]:
-    value = _json(_text(file))
+    value = json.loads(_text(file))
     if isinstance(value, Mapping):
         value = value.get("tools")
     if not isinstance(value, list):

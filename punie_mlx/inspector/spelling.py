@@ -27,11 +27,11 @@ class Spelling:
         context = max(begun - 1, 0)
         texts = []
         for end in range(known + 1, len(ids) + 1):
-            # Decoded behind the token before: some tokenizers write the first token of a text otherwise.
-            piece = self._decode(ids[context:end])[len(self._decode(ids[context:begun])) :]
-            if ids[end - 1] in self.control and end - begun == 1:
+            if ids[end - 1] in self.control:
+                if end - begun > 1:  # a character that stays a piece: its last token shows it
+                    texts[-1] = self._piece(ids, context, begun, end - 1)
                 piece = self.control[ids[end - 1]]
-            elif piece.endswith(BROKEN) and end - begun < LONGEST:
+            elif (piece := self._piece(ids, context, begun, end)).endswith(BROKEN) and end - begun < LONGEST:
                 texts.append("")
                 continue
             texts.append(piece)
@@ -43,6 +43,11 @@ class Spelling:
         if token in self.control:
             return "control"
         return "text" if text else "part"
+
+    def _piece(self, ids: Sequence[int], context: int, begun: int, end: int) -> str:
+        """What is added by the tokens from `begun` to `end`, decoded from `context` on."""
+        # Behind the token before: some tokenizers write the first token of a text otherwise.
+        return self._decode(ids[context:end])[len(self._decode(ids[context:begun])) :]
 
     def _decode(self, ids: Sequence[int]) -> str:
         if not ids:

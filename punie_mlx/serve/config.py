@@ -21,6 +21,7 @@ from typing import Any
 
 import yaml
 
+from punie_mlx.chat.render import RESERVED
 from punie_mlx.errors import ConfigError
 from punie_mlx.serve.generation import Limits
 from punie_mlx.serve.settings import CONSTRAIN, ChatSettings, Defaults, HttpSettings
@@ -83,6 +84,9 @@ class ServeConfig:
             raise ConfigError("--api-key must be visible ASCII characters without spaces, and not empty")
         if self.name is not None and (not self.name.strip() or not self.name.isprintable()):
             raise ConfigError("--name must not be empty, nor hold control characters")
+        if taken := RESERVED.intersection(self.template_kwargs):
+            names = ", ".join(sorted(taken))
+            raise ConfigError(f"--template-kwargs may not hold {names}: the server gives these itself")
         check_names(self.tool_call_format, self.reasoning_format)
         if self.prompt_lookup and (self.draft_model or self.kv_bits):
             other = "--draft-model" if self.draft_model else "--kv-bits"

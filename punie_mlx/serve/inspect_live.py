@@ -3,8 +3,8 @@
     POST /inspect/stream  {"messages": […], "tools": […], …}    a body of /v1/chat/completions
 
 is answered by server-sent events, on the same way as a chat and by the same reader. The first tells the prompt
-(`prompt`, `tokens`, `grammar`, `watched`, `limit`), one for each token what came of it (`step`), the last is the choice
-as a chat that is no stream answers it (`message`, `finish_reason`, `punie`, `usage`):
+(`prompt`, `tokens`, `format`, `grammar`, `watched`, `limit`), one for each token what came of it (`step`), the last is
+the choice as a chat that is no stream answers it (`message`, `finish_reason`, `punie`, `usage`):
 
     data: {…, "choices": [{"index": 0, "step": {"id": 151657, "text": "<tool_call>", "state": "call", "events": […],
                                                 "probability": 0.98, "markers": {"<tool_call>": 0.98}, "top": […]}}]}
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from starlette.requests import Request
@@ -86,6 +86,7 @@ class WatchedChoice(TracedChoice):
         deltas: list[Delta] = []
         for i, piece in enumerate(pieces):
             deltas += super()._take([piece])[0]
+            self.pieces[-1] = replace(piece, top=())  # it is told now, and would be most of what a long answer keeps
             self._note(piece)
             if self._stops is not None and self._stops.found:
                 return deltas, pieces[: i + 1]
@@ -100,7 +101,7 @@ class WatchedChoice(TracedChoice):
         answer = self.reader
         assert isinstance(answer, WatchedAnswer)
         events, self._told = answer.events[self._told :], len(answer.events)
-        self._steps.append(Step(piece, answer.state, told(events)))
+        self._steps.append(Step(piece, answer.state, [_written(e) for e in told(events)]))
 
 
 class InspectedShape(ChatShape):
@@ -210,6 +211,11 @@ def _displayed(token: shown.Token) -> dict[str, Any]:
     """A token for the page, which has but to write it down."""
     said = {key: value for key, value in token.to_json().items() if key != "title"}
     return {**said, "class": shown.classes(token), "title": "\n".join(shown.about(token, {}))}
+
+
+def _written(event: dict[str, Any]) -> dict[str, Any]:
+    """An event for the page; arguments as text too, since a script makes other numbers of 1.0 and of large ones."""
+    return {**event, "json": dumps(event["arguments"])} if event["kind"] == "call" else event
 
 
 def _probability(logprob: float | None) -> float | None:

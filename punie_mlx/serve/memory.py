@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
-import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from punie_mlx import hardware
-from punie_mlx.errors import ModelError
+from punie_mlx import hardware, tensors
 
 DEFAULT_CONTEXT = 32768  # for the few configs that name none
 BLOCK = 256  # tokens by which a cache grows
@@ -44,15 +41,15 @@ def context_of(config: Mapping[str, Any]) -> int:
 
 def weights(files: Iterable[Path], config: Mapping[str, Any]) -> int:
     """Bytes of the weights in memory. On a CPU they are kept in float32 (see `punie_mlx.weights`)."""
-    tensors = {name: told for file in files for name, told in _header(file).items()}
+    arrays = {name: entry for file in files for name, entry in tensors.head(file).items()}
     if not hardware.on_cpu():
-        return sum(_size(t) for t in tensors.values())
+        return sum(map(_size, arrays.values()))
     group = (config.get("quantization") or {}).get("group_size") or GROUP
     floats = packed = parameters = 0
-    for name, told in tensors.items():
-        count = math.prod(told["shape"])
-        if f"{name.removesuffix('.weight')}.scales" in tensors and name.endswith(".weight"):
-            packed += _size(told)
+    for name, entry in arrays.items():
+        count = math.prod(entry.shape)
+        if f"{name.removesuffix('.weight')}.scales" in arrays and name.endswith(".weight"):
+            packed += _size(entry)
         else:
             floats += count * 4
             parameters += 0 if name.endswith(".biases") else count * group if name.endswith(".scales") else count
@@ -94,18 +91,5 @@ def _blocks(tokens: int) -> int:
     return -(-tokens // BLOCK) * BLOCK
 
 
-def _size(told: Mapping[str, Any]) -> int:
-    return math.prod(told["shape"]) * BYTES.get(told["dtype"], 1)
-
-
-def _header(file: Path) -> dict[str, Any]:
-    """Name → dtype and shape of the tensors in a safetensors file."""
-    try:
-        with Path(file).open("rb") as f:
-            (length,) = struct.unpack("<Q", f.read(8))
-            if length > 100 * 2**20:
-                raise ValueError("its header is too large")
-            header = json.loads(f.read(length))
-    except (OSError, ValueError, struct.error) as e:
-        raise ModelError(f"{file} is no safetensors file ({e}): download the model again") from e
-    return {name: told for name, told in header.items() if name != "__metadata__"}
+def _size(entry: tensors.Entry) -> int:
+    return math.prod(entry.shape) * BYTES.get(entry.kind, 1)

@@ -22,7 +22,6 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from dataclasses import replace
-from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeV
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationError, model_validator
 
+from punie_mlx.chat.render import RESERVED
 from punie_mlx.serve.errors import BadRequest
 from punie_mlx.serve.generation import Sampling
 from punie_mlx.serve.messages import (

@@ -97,7 +97,13 @@ SPELLINGS = (
     ),
     Spelling(
         "llama3_json",
-        (Sign(rf"{NAMED_JSON}[^{{}}]*{_QUOTE}parameters{_QUOTE}\s*:", "a call is JSON with name and parameters"),),
+        # A tool's own declaration has both keys, too, and what it is for between them.
+        (
+            Sign(
+                rf"{NAMED_JSON}(?:(?!description)[^{{}}])*{_QUOTE}parameters{_QUOTE}\s*:",
+                "a call is JSON with name and parameters",
+            ),
+        ),
         tokens=("<|python_tag|>",),
     ),
     Spelling(

@@ -40,7 +40,8 @@ def browser() -> Iterator[Browser]:
 def opened(browser: Browser) -> Opened:
     """`with opened(file, width=360, color_scheme="dark") as page`: a page that must be quiet until the block ends.
 
-    A page of a server is named by its address, and may ask that server. `said`: what else the console may say.
+    A page of a server is named by its address, and may ask that server. `said`: what else the console may say. Nothing
+    moves by itself: a button that glides away between press and release is not clicked.
     """
 
     @contextmanager
@@ -49,7 +50,8 @@ def opened(browser: Browser) -> Opened:
     ) -> Generator[Page]:
         problems: list[str] = []
         served = isinstance(where, str)
-        context = browser.new_context(viewport={"width": width, "height": 900}, offline=not served, **options)
+        still = {"reduced_motion": "reduce", **options}
+        context = browser.new_context(viewport={"width": width, "height": 900}, offline=not served, **still)
         context.add_init_script(WATCH)
         context.set_default_timeout(10_000)
         page = context.new_page()

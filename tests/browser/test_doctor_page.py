@@ -9,6 +9,7 @@ import pytest
 from punie_mlx.doctor.examination import static
 from punie_mlx.doctor.page import page
 from punie_mlx.doctor.specimen import Specimen
+
 from .conftest import Opened
 
 WORDS_ONLY = """{%- for message in messages %}<|im_start|>{{ message.role }}

@@ -12,6 +12,8 @@ import httpx2 as httpx
 import pytest
 from playwright.sync_api import Page, expect
 
+from punie_mlx.serve.inspect_page import page as page_text
+
 from ..e2e.conftest import build_replaying_model
 from .conftest import Opened
 from .test_report_page import CONTRAST, SCHEMES, UNNAMED, WIDTHS
@@ -21,6 +23,10 @@ HOSTILE = "</script><img src=x onerror=alert(1)>\u202e<b>bold</b>\u200b&amp;"
 HOSTILE_CALL = (
     "<think>Let <i>me</i> think.</think><tool_call>\n<function=find_ship>\n<parameter=ship>\n"
     "<svg onload=alert(3)>\n</parameter>\n</function>\n</tool_call>"
+)
+NUMBERS = (
+    "<tool_call>\n<function=add>\n<parameter=a>\n12345678901234567890\n</parameter>\n<parameter=b>\n1.0\n"
+    "</parameter>\n</function>\n</tool_call>"
 )
 SHIP = {
     "name": "find_ship",
@@ -40,7 +46,7 @@ def guarded(serving: Callable[..., Any], tmp_path_factory: pytest.TempPathFactor
     """A server with a key, whose model says hostile things."""
     path = tmp_path_factory.mktemp("models") / "hostile"
     path.mkdir()
-    model = build_replaying_model(path, {"#hostile": HOSTILE, "#ship": HOSTILE_CALL})
+    model = build_replaying_model(path, {"#hostile": HOSTILE, "#ship": HOSTILE_CALL, "#add": NUMBERS})
     with serving(model, "--inspect", "--api-key", KEY) as server:
         yield address(server)
 
@@ -88,6 +94,9 @@ def test_a_call_is_seen_token_by_token(url: str, opened: Opened, tmp_path: Path,
         ]  # fmt: skip
         assert lines.nth(3).locator("code").text_content() == '{"city":·"Oslo"}'
         assert json.loads(page.get_by_label("Call of get_weather").text_content() or "") == {"city": "Oslo"}
+        page.get_by_label("ids").check()
+        assert chips(page)[0] == "↵\n·↵", "its id stands before the end of the line"
+        assert page.evaluate("document.querySelector('#answer-tokens i').nextSibling.data") == "\n"
         raw = json.loads(page.get_by_label("As the API tells it").text_content() or "")
         assert raw["message"]["content"].strip() == "Let me look." and raw["finish_reason"] == "tool_calls"
         assert page.evaluate("document.documentElement.scrollWidth") <= width
@@ -166,7 +175,7 @@ REFUSED = "the server responded with a status of"  # what a browser says of any 
 
 
 def test_what_is_wrong_is_said_where_it_is(url: str, opened: Opened) -> None:
-    with opened(url, said=[REFUSED]) as page:
+    with opened(url, said=[REFUSED, "net::ERR_INTERNET_DISCONNECTED"]) as page:
         own, wrong, error = page.get_by_label("JSON"), page.locator("#own-error"), page.get_by_role("alert")
         choice = page.get_by_label("Tool choice")
         page.get_by_text("Tools of your own").click()
@@ -176,6 +185,8 @@ def test_what_is_wrong_is_said_where_it_is(url: str, opened: Opened) -> None:
             ('[{"type": "function", "function": {}}]', "Tool 1 has no name"),
             ('[{"name": "a"}, 3]', "Tool 2 has no name"),
             ('{"name": "a", "parameters": []}', "must be a JSON schema"),
+            ('{"name": "\u202ea", "parameters": 1}', "of U+202Ea must be a JSON schema"),
+            ("\u202e", "U+202E"),
         ):
             own.fill(text)
             assert said in (wrong.text_content() or "") and own.get_attribute("aria-invalid") == "true"
@@ -198,6 +209,11 @@ def test_what_is_wrong_is_said_where_it_is(url: str, opened: Opened) -> None:
         page.get_by_label("User message").fill("x" * 5000)
         page.get_by_role("button", name="Ask").click()
         expect(error).to_contain_text("the model's context is 4096")
+        page.context.set_offline(True)
+        page.get_by_role("button", name="Ask").click()
+        expect(error).to_contain_text("cannot be reached")
+        assert page.get_by_role("button", name="Stop").is_disabled()
+        page.context.set_offline(False)
         ask(page, "#hello")
         assert error.text_content() == ""
 
@@ -214,6 +230,14 @@ def test_settings_reach_the_model(url: str, opened: Opened) -> None:
         page.get_by_label("Temperature").fill("1")
         ask(page, "#coin", "Done: 5 tokens")
         assert set(chips(page)) <= {"heads·", "tails·"}
+
+
+def test_with_a_key_nothing_opens_but_the_page(guarded: str) -> None:
+    shown = httpx.get(guarded, trust_env=False)
+    assert shown.status_code == 200 and shown.text == page_text()
+    for method, path in (("GET", "/"), ("GET", "/stream"), ("GET", "/x"), ("POST", "/stream")):
+        refused = httpx.request(method, guarded + path, json={"messages": []}, trust_env=False)
+        assert refused.status_code == 401 and refused.json()["error"]["code"] == "invalid_api_key", path
 
 
 def test_a_key_is_asked_for_and_kept_nowhere(guarded: str, opened: Opened) -> None:
@@ -236,18 +260,7 @@ def test_a_key_is_asked_for_and_kept_nowhere(guarded: str, opened: Opened) -> No
         assert key.input_value() == ""
 
 
-def test_a_server_that_is_gone_is_told(url: str, opened: Opened) -> None:
-    with opened(url, said=["net::ERR_INTERNET_DISCONNECTED"]) as page:
-        page.context.set_offline(True)
-        page.get_by_label("User message").fill("#hello")
-        page.get_by_role("button", name="Ask").click()
-        expect(page.get_by_role("alert")).to_contain_text("cannot be reached")
-        assert page.get_by_role("button", name="Stop").is_disabled()
-        page.context.set_offline(False)
-        ask(page, "#hello")
-
-
-def test_hostile_text_neither_runs_nor_turns_round(guarded: str, opened: Opened) -> None:
+def test_what_a_model_says_neither_runs_nor_turns_round_nor_changes(guarded: str, opened: Opened) -> None:
     with opened(guarded, said=[REFUSED]) as page:
         ask(page, "#ship", "")
         page.get_by_label("API key").fill(KEY)
@@ -266,3 +279,9 @@ def test_hostile_text_neither_runs_nor_turns_round(guarded: str, opened: Opened)
         assert "<svg onload=alert(3)>" in (page.get_by_label("Call of find_ship").text_content() or "")
         assert page.get_by_label("Reasoning").text_content() == "Let <i>me</i> think."
         assert page.locator("img, svg, iframe, object, embed, link, main script").count() == 0
+        page.get_by_label("get_weather").uncheck()
+        page.get_by_label("add", exact=True).check()
+        ask(page, "#add", "1 call")
+        told = page.locator("#timeline li.call code").text_content() or ""
+        assert told.replace("·", " ") == 'add {"a": 12345678901234567890, "b": 1.0}'
+        assert page.get_by_label("Call of add").text_content() == '{\n "a": 12345678901234567890,\n "b": 1.0\n}'

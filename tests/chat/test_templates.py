@@ -189,6 +189,27 @@ def test_mistral_writes_as_its_tokenizer_can() -> None:
         assert read(turn_of_call, "mistral", OFFERED).calls[0].arguments == {"note": "a"}
 
 
+def test_mistral_between_old_and_new_puts_the_id_before_the_text_of_a_result() -> None:
+    tokens = ["[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[TOOL_CONTENT]"]
+    text = written(make("mistral", tokens), ASK, call({"note": "a"}), result("kept"))
+    assert '[TOOL_CALLS][{"name": "write_note"' in text
+    assert text.endswith("[TOOL_RESULTS]pL3nQ8xZ1[TOOL_CONTENT]kept[/TOOL_RESULTS]")
+    assert make("mistral", [*tokens, "[ARGS]"]).replace("apart = true", "apart = false") == make(
+        "mistral", ["[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[ARGS]"]
+    )
+
+
+def test_mistral_keeps_the_spaces_of_a_tokenizer_that_has_them_before_words() -> None:
+    spaced = make("mistral", template='{{ "[INST] " + message["content"] + "[/INST]" }}')
+    answer = {"role": "assistant", "content": "Aye."}
+    text = written(spaced, ASK, answer, ASK, call({"note": "a"}), result("kept"))
+    assert text.startswith('<s>[AVAILABLE_TOOLS] [{"')
+    assert "[/AVAILABLE_TOOLS][INST] Note the moss.[/INST] Aye.</s>[INST] Note the moss.[/INST][TOOL_CALLS] [{" in text
+    assert '</s>[TOOL_RESULTS] {"content": "kept"' in text
+    assert make("mistral", template=spaced) == spaced
+    assert "gap = ''" in make("mistral", template='{{ "[INST]" + message["content"] }}')
+
+
 def test_mistral_gives_calls_without_ids_the_same_ids_as_their_results() -> None:
     bare = call({"note": "a"})
     del bare["tool_calls"][0]["id"]

@@ -17,7 +17,7 @@ from punie_mlx.doctor.specimen import Specimen
 from punie_mlx.errors import ModelError
 
 LAYER = "model.layers.{}.self_attn.q_proj"
-WIDTH, RANK = 192, 4  # of the embedded model, and of the adapter
+ROWS, WIDTH, RANK = 1536, 192, 4  # of the embedded model, and of the adapter
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +74,22 @@ def test_names_that_are_nowhere_in_the_model(specimen, tmp_path):
     (finding,) = found(specimen, write(tmp_path / "a", renamed))
     assert finding.check == "adapter-fit"
     assert not found(specimen, write(tmp_path / "b", arrays() | renamed)), "files may name some modules otherwise"
+
+
+def test_names_that_only_begin_otherwise(specimen, tmp_path):
+    """As the files of a model with images have them: mlx_lm turns the beginning about when it loads them."""
+    turned = {n.replace("model.layers", "language_model.model.layers"): a for n, a in arrays().items()}
+    assert not found(specimen, write(tmp_path / "a", turned))
+
+
+def test_an_embedding_takes_the_number_of_a_row(specimen, tmp_path):
+    name = "model.embed_tokens"
+    made = {f"{name}.lora_a": mx.ones((ROWS, RANK)), f"{name}.lora_b": mx.ones((RANK, WIDTH))}
+    assert not found(specimen, write(tmp_path / "a", made))
+    made[f"{name}.lora_b"] = mx.ones((RANK, ROWS))
+    made[f"{LAYER.format(0)}.lora_a"] = mx.array(1.0)
+    (finding,) = found(specimen, write(tmp_path / "b", made))
+    assert finding.check == "adapter-fit" and len(finding.shown) == 2, "and a number is no matrix"
 
 
 def test_an_adapter_of_another_model(specimen, tmp_path):

@@ -81,7 +81,8 @@ def test_fix_writes_a_template_that_passes_beside_the_first(tmp_path: Path) -> N
         assert said in result.stdout
     assert run("--template", mended).exit_code == 0
     with pytest.raises(OutputError, match=r"chat_template\.mended\.jinja"):
-        raise run("--template", file, "--fix").exception  # type: ignore[misc]
+        raise (again := run("--template", file, "--fix")).exception  # type: ignore[misc]
+    assert not again.stdout, "before anything is looked at"
     assert run("--template", file, "--fix", "--overwrite").exit_code == 0
 
 
@@ -107,6 +108,8 @@ def test_the_page_is_safe_and_whole(template: Path, tmp_path: Path) -> None:
     assert "<script>alert" not in text
     assert "\x1b" not in text
     assert "http" not in text.replace("http-equiv", "")  # nothing is fetched
+    assert "<dt>reader of calls</dt>" in text
+    assert "&lt;dt" not in text
 
 
 def test_a_terminal_is_not_obeyed(template: Path) -> None:
@@ -131,6 +134,11 @@ def test_checks_are_listed_and_explained() -> None:
         (["--template", "missing.jinja"], ConfigError, "cannot be read"),
         (["--template", "{template}", "--probe"], ConfigError, "--probe needs the model"),
         (["--template", "{template}", "--check", "nonsense"], ConfigError, "nonsense"),
+        (["--template", "{template}", "--check", "adapter-fit"], ConfigError, "give --adapter DIR, too"),
+        (["--template", "{template}", "--check", "server-models"], ConfigError, "give --url URL, too"),
+        (["--url", "http://127.0.0.1:9", "--check", "ids-lost"], ConfigError, "give a model directory or --template"),
+        (["--template", "{template}", "--out", "x.jinja"], ConfigError, "give --fix, too"),
+        (["--template", "{template}", "--family", "hermes"], ConfigError, "give --fix, too"),
         (["--explain", "nonsense"], ConfigError, "nonsense"),
         (["{directory}"], ModelError, "tokenizer"),
     ],

@@ -103,6 +103,17 @@ def test_the_first_token_at_which_a_text_parts_from_the_served_prompt(specimen, 
     assert row.tokens[:3] == served.tokens[:3] and row.tokens[2][1] == "<tool_call>"
 
 
+def test_the_number_of_a_token_is_counted_from_the_beginning(specimen, tmp_path):
+    """Behind many line breaks: of a text that is cut among them, the tokens are others."""
+    said = "A list:" + "\n\n\n\n".join("abcdefg") + "\n" * 90 + "x" * 20
+    text = render(specimen.tokenizer, [{"role": "user", "content": said}, *GOOD["messages"][1:]], [TOOL])
+    taught = text.replace("<tool_call>\n<function", "<tool_call><function")
+    one, other = encode(specimen.tokenizer, taught), encode(specimen.tokenizer, text)
+    first = next(i for i, (x, y) in enumerate(zip(one, other, strict=False)) if x != y)
+    (finding,) = look(specimen, tmp_path, {"text": taught, "tools": [TOOL]}).findings
+    assert finding.summary.endswith(f"at token {first}")
+
+
 def test_without_tokens_the_first_character(specimen, tmp_path):
     text = text_row(specimen, [TOOL]).replace("<tool_call>\n<function", "<tool_call><function")
     alone = Specimen.of_text(specimen.template)
@@ -133,7 +144,7 @@ def test_a_history_that_the_template_rewrites(tmp_path):
         "{% endif %}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
     )
     (finding,) = look(Specimen.of_text(template), tmp_path, GOOD).findings
-    assert (finding.check, finding.severity) == ("data-prompt-differs", "medium")
+    assert (finding.check, finding.severity) == ("data-prompt-differs", "low")
     assert "mlx_lm.lora" in finding.remedy and "!" in finding.shown[1].text
 
 
@@ -156,6 +167,13 @@ def test_rows_and_calls_that_cannot_be_read(specimen, tmp_path):
     found = by_check(look(specimen, tmp_path, "{", cut, GOOD))
     assert set(found) == {"data-broken"}
     assert found["data-broken"].summary == "1 of 3 rows are no rows; 1 of 3 rows hold calls that cannot be read"
+
+
+def test_a_row_that_is_no_text_is_a_bad_one(specimen, tmp_path):
+    half = GOOD | {"messages": [ASKED, {"role": "assistant", "content": "\ud800"}]}
+    assert "half of a surrogate pair" in by_check(look(specimen, tmp_path, half))["data-broken"].shown[0].text
+    thought = {"role": "assistant", "content": "x", "reasoning_content": [1]}
+    look(specimen, tmp_path, {"messages": [ASKED, thought, {**thought, "reasoning_content": "so"}]})
 
 
 def test_no_more_rows_than_were_asked_for_and_never_none(specimen, tmp_path):

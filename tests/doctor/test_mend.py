@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import shlex
 import subprocess
@@ -15,16 +14,16 @@ import pytest
 from punie_mlx.chat import templates
 from punie_mlx.doctor import mend as mending
 from punie_mlx.doctor import table
-from punie_mlx.doctor.examination import static
-from punie_mlx.doctor.findings import Examined, examine
-from punie_mlx.doctor.jinja_text import Edit
+from punie_mlx.doctor.findings import examine
+from punie_mlx.doctor.jinja_text import Edit, Text, apply
 from punie_mlx.doctor.mend import MENDED, Mended, beside, mend, write
 from punie_mlx.doctor.rewrites import REWRITES, Rewrite
+from punie_mlx.doctor.rewrites_turns import gather_system, put_contents_in_order
 from punie_mlx.doctor.specimen import Specimen
 from punie_mlx.doctor.usage import usage
 from punie_mlx.errors import ConfigError, OutputError
 
-from .mutations import MUTATIONS, Mutation
+from .once import examined_once, found, kept  # noqa: F401 (the first is a fixture)
 
 # A template of nobody, in the manner of many: what it does well is what the planted faults take away.
 GOOD = r"""{%- macro words(parts) %}
@@ -121,28 +120,9 @@ PLANTED = (
 )  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def _each_template_is_examined_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The good templates are proved again and again; what the checks say of a template alone never changes."""
-    monkeypatch.setattr(mending, "static", kept)
-
-
-@functools.cache
-def kept_text(template: str) -> Examined:
-    return static(Specimen.of_text(template))
-
-
-def kept(specimen: Specimen) -> Examined:
-    return static(specimen) if specimen.directory else kept_text(specimen.template)
-
-
 def planted(old: str, new: str) -> Specimen:
     assert old in GOOD
     return Specimen.of_text(GOOD.replace(old, new, 1))
-
-
-def found(template: str) -> list[str]:
-    return [f.check for f in kept_text(template).findings]
 
 
 def changed(diff: str) -> tuple[list[str], list[str]]:
@@ -171,17 +151,6 @@ def test_a_template_of_any_author_is_mended_in_its_own_text(old: str, new: str, 
     gone, _ = changed(mended.diff)
     assert len(gone) <= 2  # all else is as its author wrote it
     assert set(mended.template.splitlines()) >= set(ill.template.splitlines()) - set(gone)
-
-
-@pytest.mark.parametrize("mutation", MUTATIONS, ids=str)
-def test_a_fault_of_our_own_templates_is_mended(mutation: Mutation) -> None:
-    ill = Specimen.of_text(mutation.template)
-    mended = mend(ill, kept(ill))
-    assert mended is not None
-    assert mended.cleared == (mutation.check,)
-    assert found(mended.template) == []
-    assert mended.diff
-    assert bool(mended.rewrites) == (mended.way == "rewrite") == (mended.family is None)
 
 
 def test_several_faults_are_mended_one_after_another() -> None:
@@ -233,12 +202,86 @@ def test_turns_without_tools_stay_as_they_were(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_of_a_rewrite_only_the_edits_that_help_are_taken() -> None:
-    ill = planted(" if message.content is string else words(message.content)", "")
+    ill = planted("message.content is string else", "message.content is string or message.content is none else")
     mended = mend(ill)
     assert mended is not None
     gone, new = changed(mended.diff)
     assert (len(gone), len(new)) == (1, 1)
-    assert "messages[0].content or ''" in mended.template  # well already, so it stays
+    assert "else words(message.content)" in mended.template  # well already, so it stays
+
+
+def test_what_is_right_in_one_place_is_done_in_all() -> None:
+    again = "('' ~ (tool_call.arguments | tojson)) if loop.first else tool_call.arguments | tojson"
+    mended = mend(
+        planted("tool_call.arguments if tool_call.arguments is string else tool_call.arguments | tojson", again)
+    )
+    assert mended is not None
+    two = LOOP[1] | {"tool_calls": [CALL | {"function": CALL["function"] | {"arguments": '{"what": "A"}'}}] * 2}
+    text = Specimen.of_text(mended.template).render([LOOP[0], two], TOOLS).text
+    assert text.count('"arguments": {"what": "A"}') == 2  # the checks look at the first call only
+
+
+def test_thinking_that_stands_in_an_answer_is_taken_out_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    parted = "{%- if '</think>' in content %}{%- set content = content.split('</think>')[-1] %}{%- endif %}"
+    ill = planted("    {%- if message.role == 'assistant' %}", parted + "{%- if message.role == 'assistant' %}")
+    assert "injection" in found(ill.template)
+    monkeypatch.setattr(templates, "family_of", lambda template, vocabulary=None: None)
+    mended = mend(ill)
+    answer = {"role": "assistant", "content": "<think>Hm.</think>Aye."}
+    assert mended is None or "Hm." not in Specimen.of_text(mended.template).render([LOOP[0], answer]).text
+
+
+def test_messages_that_are_well_pass_the_blocks_before_a_template_untouched() -> None:
+    picture = [{"type": "text", "text": "See."}, {"type": "image_url", "image_url": {"url": "a"}}]
+    kept = [{"role": "system", "content": "Be brief.", "current_date": "today"}, LOOP[0] | {"content": picture}]
+    kept += [
+        LOOP[0] | {"prefix": True},
+        {"role": "tool", "content": [{"output": "12"}]},
+        {"role": "tool", "content": {}},
+    ]
+    ill = [{"role": "assistant", "content": None, "tool_calls": [CALL]}]
+    ill += [{"role": "user", "content": [{"type": "text", "text": t} for t in ("a", "b")]}]
+    for block in (gather_system, put_contents_in_order):
+        (edits,) = block(Text(""), Specimen.of_text(""))
+        shown = Specimen.of_text(apply("{{ messages | tojson }}", edits))
+        assert json.loads(shown.render(kept).text) == kept
+        if block is put_contents_in_order:
+            texts = "{% for m in messages %}{{ [m.role, m.content, m.tool_calls or []] | tojson }};{% endfor %}"
+            made = Specimen.of_text(apply(texts, edits)).render(ill).text.split(";")
+            assert [json.loads(m)[1] for m in made if m] == ["", "ab"]
+            assert json.loads(made[0])[2] == [CALL]
+
+
+GROWING = (("namespace(list=[])", "seen.list"), ("[]", "seen"))
+
+
+@pytest.mark.parametrize(("start", "name"), GROWING, ids=["in a namespace", "by itself"])
+def test_a_list_that_the_sandbox_lets_none_change_becomes_another(start: str, name: str) -> None:
+    call, frame = "{%- set tool_call = tool_call.function %}", "{{- '\\n<tool_response>\\n' + content"
+    ill = f"{{%- set seen = {start} %}}\n{GOOD}"
+    ill = ill.replace(call, f"{call}\n            {{%- set _ = {name}.append(tool_call.name) -%}}")
+    ill = ill.replace(frame, f"{{%- if {name} %}}{{%- set of = {name}.pop(0) -%}}{{%- endif %}}\n        {frame}")
+    assert "render-error" in found(ill)
+    mended = mend(Specimen.of_text(ill))
+    assert mended is not None
+    assert (mended.way, mended.rewrites, mended.after) == ("rewrite", ("lists are replaced, not changed",), ())
+    assert len(changed(mended.diff)[0]) <= 3 and ".append" not in mended.template and ".pop" not in mended.template
+
+
+def test_values_and_schemas_are_not_encoded_twice() -> None:
+    loop = "{%- for k, v in call.arguments | items %}{{ v | tojson if v is mapping else v | string }}{%- endfor %}"
+    (rewrite,) = (r for r in REWRITES if r.does == "a value that is no text is written as JSON")
+    edits = next(iter(rewrite.propose(Text(loop), Specimen.of_text(loop))))
+    assert apply(loop, edits) == loop.replace("v | string", "(v if v is string else v | tojson)")
+    asked = loop.replace("v | tojson if v is mapping else v | string", "v if v is string else v | string")
+    edits = next(iter(rewrite.propose(Text(asked), Specimen.of_text(asked))))
+    assert "{{ v if v is string else v | tojson }}" in apply(asked, edits)
+
+
+def test_a_description_stays_where_the_schema_is_put_beside_it() -> None:
+    mended = mend(planted("(tool | tojson)", "tool.function.name + ': ' + (tool.function.description or '')"))
+    assert mended is not None
+    assert mended.after == () and "tool.function.description" in mended.template
 
 
 def test_a_family_with_other_frames_is_no_mending() -> None:
@@ -299,6 +342,16 @@ def test_smollm3_is_mended_of_all_its_faults(real_data: Path) -> None:
     assert on.endswith("<|im_start|>assistant\n")
     assert off.endswith("<think>\n\n</think>\n")
     assert "12 stone" in ill.render(LOOP, TOOLS).text and "Morwenna-3" not in ill.render(LOOP, TOOLS).text
+
+
+def test_a_template_that_changes_its_lists_can_be_rendered_at_last(real_data: Path) -> None:
+    ill = Specimen.of_file(real_data / "templates" / "Kimi-K2-Instruct.jinja")
+    assert ill.render(LOOP, TOOLS).failed
+    mended = mend(ill, kept(ill))
+    assert mended is not None
+    assert (mended.way, mended.cleared) == ("rewrite", ("render-error",))
+    text = Specimen.of_text(mended.template).render([*LOOP, *LOOP[1:]], TOOLS).text
+    assert [text.count(f"functions.weigh:{n}") for n in (0, 1, 2)] == [2, 2, 0]  # with each call, and with its result
 
 
 SMOL = r"""{{- '<|im_start|>system\nYou are SmolLM. /think or /no_think<|im_end|>\n' }}

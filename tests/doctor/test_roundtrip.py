@@ -84,9 +84,9 @@ def test_a_prompt_that_teaches_another_tag_than_the_history_has():
         ("value if value is string else value | tojson", "value | tojson", "high", "plain arguments"),
         (
             "'>\\n' ~ written(value) ~ '\\n</p",
-            "'>\\n' ~ written(value) | trim ~ '\\n</p",
+            "'>\\n' ~ written(value) | replace('\\\\', '/') ~ '\\n</p",
             "medium",
-            "white",
+            "quotes",
         ),
     ],
 )

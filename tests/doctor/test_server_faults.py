@@ -14,8 +14,9 @@ import pytest
 
 from punie_mlx.doctor import server_causes
 from punie_mlx.doctor.findings import Examined, examine
+from punie_mlx.doctor.server_answer import streamed
 from punie_mlx.doctor.server_checks import CHECKS
-from punie_mlx.doctor.server_client import base_url
+from punie_mlx.doctor.server_client import Reply, base_url
 from punie_mlx.doctor.server_session import ask
 from punie_mlx.errors import ConfigError, InputError
 
@@ -96,6 +97,12 @@ def one_id(body: Json, made: Json) -> Json:
 def arguments_as_object(body: Json, made: Json) -> Json:
     for call in () if body.get("stream") else message(made).get("tool_calls", ()):
         call["function"]["arguments"] = json.loads(call["function"]["arguments"])
+    return made
+
+
+def no_name(body: Json, made: Json) -> Json:
+    for call in () if body.get("stream") else message(made).get("tool_calls", ()):
+        call["function"]["name"] = {"look": "up"}
     return made
 
 
@@ -267,7 +274,9 @@ def test_a_good_server_gives_no_finding() -> None:
     assert session.requests < 60
     assert max(b.get("max_tokens") or 0 for b in bodies if not b.get("stream")) <= 1024
     for body in bodies:  # what is known to kill a server
-        assert "top_k" not in body and not body.get("logit_bias") and not body.get("stop")
+        assert "top_k" not in body and not body.get("logit_bias")
+        assert all(isinstance(s, str) for s in body.get("stop") or ())
+        assert (body.get("max_tokens") or 0) <= 1024 or (body["stream"] and body["stop"])
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -279,6 +288,11 @@ def test_a_fault_is_named_by_its_own_check_and_no_other(name: str) -> None:
     told = f"{finding.summary}\n{finding.evidence}\n{finding.remedy}"
     assert all(s in told for s in fault.says), told
     assert finding.remedy.startswith("Likely cause: ")
+
+
+def test_names_that_are_no_strings() -> None:
+    found = [f.check for f in examined(whole=no_name).findings]
+    assert found == ["server-call-shape", "server-choice-named"]
 
 
 def test_an_unknown_model_is_told_by_who_answers_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,7 +339,9 @@ def test_where_nothing_answers() -> None:
         ask(f"http://127.0.0.1:{port}", timeout=2)
 
 
-@pytest.mark.parametrize("url", ["ftp://x", "http://", "http://h:x/v1", ""])
+@pytest.mark.parametrize(
+    "url", ["ftp://x", "http://", "http://h:x/v1", "", "http://[::1", "http://a b", "http://h/\u00e9"]
+)
 def test_what_is_no_address(url: str) -> None:
     with pytest.raises(ConfigError, match="no address"):
         ask(url)
@@ -335,6 +351,20 @@ def test_addresses_as_users_write_them() -> None:
     assert base_url("127.0.0.1:8080") == "http://127.0.0.1:8080/v1"
     assert base_url("http://h/api/v1/") == "http://h/api/v1"
     assert base_url("http://h/v1/chat/completions") == "http://h/v1"
+    assert base_url("http://h") == base_url("http://h/") == base_url("http://h/v1") == "http://h/v1"
+
+
+def test_a_password_in_an_address_is_not_told() -> None:
+    assert base_url("http://me:hunter2@h/v1") == "http://h/v1"
+    with pytest.raises(ConfigError) as error:
+        base_url("ftp://me:hunter2@h/v1")
+    assert "hunter2" not in str(error.value) and "h/v1" in str(error.value)
+
+
+def test_an_address_with_and_without_its_path() -> None:
+    with running() as (url, _):
+        for given in (url, url.removesuffix("/v1"), url.removesuffix("/v1").removeprefix("http://")):
+            assert ask(given, timeout=5).model == "good"
 
 
 def test_a_key_that_is_missing() -> None:
@@ -342,6 +372,45 @@ def test_a_key_that_is_missing() -> None:
         with pytest.raises(ConfigError, match="--api-key"):
             ask(url, timeout=5)
         assert ask(url, None, "secret-5", 5).model == "good"
+
+
+@pytest.mark.parametrize("key", ["two words", "a\nb", "schl\u00fcssel", "secret-5\r"])
+def test_a_key_that_no_header_carries_is_not_shown(key: str) -> None:
+    with pytest.raises(ConfigError, match="API key") as error:
+        ask("http://127.0.0.1:1", api_key=key, timeout=2)
+    assert key not in str(error.value)
+
+
+def test_a_key_that_a_server_repeats_is_not_shown() -> None:
+    key = "secret-key-of-71"
+
+    def repeats(body: Json, made: Json) -> Json:
+        raise Refused(400, f"no tools for the key {key} " + "or another one " * 10 + key[:12] + key)
+
+    with running(whole=repeats, key=key) as (url, _):
+        session = ask(url, None, key, 20)
+        found = examine(session, CHECKS)
+        with pytest.raises(ConfigError) as error:
+            ask(url, None, "another-key", 5)
+    assert "[the key]" in str([f.to_json() for f in found.findings])
+    told = f"{found.to_json()} {session.facts()} {error.value}"
+    assert key not in told and key[-12:] not in told and "another-key" not in told
+
+
+def test_pages_without_the_key_are_refused_by_it() -> None:
+    with running(key="secret-5", headers={"Access-Control-Allow-Origin": "*"}) as (url, _):
+        found = examine(ask(url, None, "secret-5", 20), CHECKS)
+    assert [f.check for f in found.findings] == []
+
+
+def test_a_line_of_a_stream_ends_where_the_protocol_says() -> None:
+    text = "one\u2028two\x85three"
+    data = json.dumps(
+        {"error": None, "choices": [{"delta": {"content": text}, "finish_reason": "stop"}]}, ensure_ascii=False
+    )
+    reply = Reply(200, {"content-type": "text/event-stream"}, f"data: {data}\r\n\r\ndata: [DONE]\n\n")
+    answer = streamed({}, reply)
+    assert answer.content == text and answer.faults == ()
 
 
 # ---- the tables ----

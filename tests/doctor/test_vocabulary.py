@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 
 from punie_mlx.chat import templates
-from punie_mlx.doctor import tensors, vocabulary
+from punie_mlx.doctor import vocabulary
 from punie_mlx.doctor.findings import Finding, examine
 from punie_mlx.doctor.specimen import Specimen
-from punie_mlx.errors import ModelError
 
 FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
@@ -200,6 +199,24 @@ def test_a_file_that_names_another_end_only(model, name):
     assert not found(Specimen.of_model(model)), "a list may stand there"
 
 
+HARMONY = (
+    "<|im_end|>", "<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|constrain|>", "<|return|>", "<|call|>",
+)  # fmt: skip
+
+
+def test_an_answer_ends_otherwise_once_another_question_follows(tmp_path):
+    """gpt-oss stops at <|return|>, which its history writes as <|end|>."""
+    model = made(tmp_path, HARMONY, templates.make("gpt_oss"))
+    ids = Specimen.of_model(model).vocabulary
+    stops = [ids["<|return|>"], ids["<|call|>"]]
+    edit(model / "config.json", lambda c: c.update(eos_token_id=stops))
+    edit(model / "tokenizer_config.json", lambda c: c.update(eos_token="<|return|>"))
+    assert not found(Specimen.of_model(model))
+    edit(model / "config.json", lambda c: c.update(eos_token_id=stops[1:]))
+    edit(model / "tokenizer_config.json", lambda c: c.update(eos_token="<|call|>"))
+    assert [f.shown[0].label for f in found(Specimen.of_model(model)) if f.severity == "high"] == ["after an answer"]
+
+
 def test_tokens_behind_the_last_row_of_the_embedding(model):
     def add(tokenizer: dict[str, Any]) -> None:
         tokenizer["added_tokens"].append({**token(tokenizer, "<think>"), "id": 1536, "content": "<|late|>"})
@@ -210,31 +227,3 @@ def test_tokens_behind_the_last_row_of_the_embedding(model):
     assert "model.embed_tokens.weight: 1536" in finding.shown[0].text
     template = (model / "chat_template.jinja").read_text() + "{# <|late|> #}"
     assert only(Specimen.of_model(model).with_template(template), "ids-out-of-range").severity == "high"
-
-
-# ---- arrays of files ----
-
-
-def test_arrays_are_read_as_mlx_reads_them(tmp_path):
-    import mlx.core as mx
-    import numpy as np
-
-    given = mx.array([[1.5, -2.0], [0.0, 3.25]])
-    kinds = {"a": mx.float32, "b": mx.float16, "c": mx.bfloat16, "d": mx.int32}
-    mx.save_safetensors(str(tmp_path / "x.safetensors"), {n: given.astype(k) for n, k in kinds.items()})
-    head = tensors.head(tmp_path / "x.safetensors")
-    assert {n: e.shape for n, e in head.items()} == dict.fromkeys(kinds, (2, 2))
-    read = dict(tensors.values(tmp_path / "x.safetensors"))
-    assert set(read) == {"a", "b", "c"}, "integers are no adapter's"
-    assert all(np.array_equal(array, np.array(given)) for array in read.values())
-
-
-NO_FILES = (b"", b"\xff" * 9, b"\x02" + b"\x00" * 7 + b"[]", b"\x02" + b"\x00" * 7 + b"{")
-
-
-@pytest.mark.parametrize("content", NO_FILES)
-def test_what_is_no_such_file_is_said(tmp_path, content):
-    file = tmp_path / "x.safetensors"
-    file.write_bytes(content)
-    with pytest.raises(ModelError, match="no safetensors file"):
-        tensors.head(file)

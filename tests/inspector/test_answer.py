@@ -10,9 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from punie_mlx.chat.render import load_tokenizer
-from punie_mlx.cli import app
+from punie_mlx.cli import app, main
 from punie_mlx.corpus.rows import Row
-from punie_mlx.errors import ConfigError
+from punie_mlx.errors import ConfigError, DataError
 from punie_mlx.inspector.answer import Answer
 from punie_mlx.inspector.inspection import Asked, inspect
 
@@ -93,6 +93,12 @@ def test_a_row_with_its_turn_is_answered_in_its_place(scripted_model: Path) -> N
     assert {t.turn for t in view.tokens} == {0, 1}
 
 
+def test_a_template_that_writes_nothing_is_answered_by_nothing(scripted_model: Path) -> None:
+    row = Row([{"role": "user", "content": "Now #hello"}], [], "made.json", 1)
+    with pytest.raises(DataError, match="writes nothing"):
+        inspect(Asked(scripted_model, row, generate=1, chat_template="{{ '' }}"))
+
+
 def test_an_adapter_without_an_answer_is_refused(tiny_base: Path) -> None:
     with pytest.raises(ConfigError, match="give --generate"):
         Asked(tiny_base, Row([{"role": "user", "content": "a"}], []), adapter=tiny_base)
@@ -102,8 +108,7 @@ def test_an_adapter_without_an_answer_is_refused(tiny_base: Path) -> None:
 
 
 def run(*options: object) -> Any:
-    result = CliRunner().invoke(app, ["inspect", *map(str, options)], catch_exceptions=True)
-    return result
+    return CliRunner().invoke(app, ["inspect", *map(str, options)])
 
 
 def file(path: Path, messages: list[dict[str, Any]]) -> Path:
@@ -140,9 +145,14 @@ def test_the_terminal_shows_an_answer(scripted_model: Path, tmp_path: Path) -> N
 
 def test_wrong_options_say_what_to_do(tiny_base: Path, tmp_path: Path) -> None:
     messages = file(tmp_path / "m.json", [{"role": "user", "content": "Hi"}])
+    empty = tmp_path / "empty.jinja"
+    empty.write_text("\n")
     for options, said in (
         (("--template-kwargs", "[]"), "must be a JSON object"),
-        (("--template-kwargs", "{"), "is no JSON"),
+        (("--template-kwargs", "{"), "must be a JSON object"),
+        (("--template-kwargs", '{"tools": []}'), "'tools' cannot be given to a chat template"),
+        (("--chat-template", empty), "is empty"),
+        (("--html", messages), "is an input itself"),
         (("--tool-call-format", "owl"), "choose one of"),
         (("--chat-template", tmp_path / "none"), "cannot be read"),
         (("--html", tmp_path), "is a directory"),
@@ -151,3 +161,16 @@ def test_wrong_options_say_what_to_do(tiny_base: Path, tmp_path: Path) -> None:
         result = run("--model", tiny_base, "--messages", messages, *options)
         assert said in str(result.exception), options
         assert getattr(result.exception, "exit_code", None) == 2, options
+
+
+def test_a_refusal_shows_hidden_characters_by_their_code_points(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = {"function": {"name": f"red{HOSTILE}", "arguments": 3}}
+    messages = file(tmp_path / "m.json", [{"role": "assistant", "tool_calls": [call]}])
+    monkeypatch.setattr("sys.argv", ["punie-mlx", "inspect", "--model", str(tiny_base), "--messages", str(messages)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and "a call of redU+001B[31m" in said and "U+202E" in said
+    assert not [c for c in said if c in "\x1b\x07\u202e"]

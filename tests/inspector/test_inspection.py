@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,7 @@ def test_what_a_row_leaves_out_is_not_marked(tiny_base: Path) -> None:
     found = seen(tiny_base, messages)
     assert learned(found.views[0]).endswith("</tool_call><|im_end|>")
     assert any("weight is 0" in note for note in found.training.notes)
+    assert text_of(found.views[0], 3).endswith("At 412 km 🌍.<|im_end|>"), "it is shown all the same"
     assert {t.trained for t in seen(tiny_base, MESSAGES[:1]).views[0].tokens} == {None}, "a question is no row"
 
 
@@ -171,6 +173,22 @@ def test_tokens_are_spelled_one_by_one(tiny_base: Path) -> None:
     assert spelling.texts(ids[2:], ids[:2]) == spelling.texts(ids)[2:]
     broken = tokenizer.encode("🌍", add_special_tokens=False)[:-1]
     assert set(spelling.texts(broken)) == {""}
+    ends = tokenizer.encode("<|im_end|>", add_special_tokens=False)
+    assert spelling.texts([*broken, *ends]) == [""] * (len(broken) - 1) + ["\ufffd", "<|im_end|>"]
+
+
+def test_the_reader_has_the_last_character_of_a_turn_even_if_it_is_the_one_of_broken_text(tiny_base: Path) -> None:
+    found = seen(
+        tiny_base, [{"role": "user", "content": "Say it"}, {"role": "assistant", "content": "It is \ufffd"}], []
+    )
+    assert found.read[0].message["content"] == "It is \ufffd"
+
+
+def test_what_goes_on_behind_the_conversation_is_not_known_from_it(whole: Inspection) -> None:
+    (view,) = whole.views
+    first = next(i for i, token in enumerate(view.tokens) if token.turn == 2)
+    short = replace(whole, views=(View("prompt", view.tokens[:first]),))
+    assert short.known(view) == first
 
 
 # ---- where it comes from ----
@@ -186,6 +204,8 @@ def test_messages_come_in_three_shapes(tmp_path: Path) -> None:
     assert read_row(tmp_path / "list.json", tmp_path / "tools.json").tools == [TOOL["function"]]
     assert read_row(tmp_path / "row.json").tools == [TOOL]
     assert read_row(tmp_path / "rows.jsonl").messages == MESSAGES
+    (tmp_path / "bom.json").write_text("\ufeff" + json.dumps(MESSAGES), encoding="utf-8")
+    assert read_row(tmp_path / "bom.json").messages == MESSAGES
     third = read_row(tmp_path / "rows.jsonl", line=3)
     assert third.messages == MESSAGES[:1] and third.where.endswith("rows.jsonl:3")
 
@@ -193,7 +213,9 @@ def test_messages_come_in_three_shapes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "line", "said"),
     [
-        ("{no", None, "give a list of messages"),
+        ("{no", None, "line 1 column 2.*give a list of messages"),
+        ('[{"role": "user", "content": "a"}], "tools": []', 1, "is not JSON"),
+        (f"[{'[' * 900}{']' * 900}]", None, "message 1 is a list"),
         ('{"messages": [{"role": "owl"}]}', None, "the role 'owl'"),
         ('{"messages": [{"role": "user", "content": "a"}]}\n', 2, "no row on line 2: it has 1 rows"),
         ("3", None, "a row is a JSON object"),
@@ -211,5 +233,6 @@ def test_tools_must_be_tools(tmp_path: Path) -> None:
         (tmp_path / "t.json").write_text(bad)
         with pytest.raises(DataError, match=r"t\.json"):
             read_row(tmp_path / "m.json", tmp_path / "t.json")
-    with pytest.raises(DataError, match="cannot be read"):
-        read_row(tmp_path / "none.json")
+    for none, said in (("none.json", "cannot be read"), ("none.jsonl", "does not exist: give a file of messages")):
+        with pytest.raises(DataError, match=said):
+            read_row(tmp_path / none)

@@ -180,6 +180,8 @@ def test_health_says_what_runs(scripted_server: Any) -> None:
         ("DELETE", "/health", 405),
         ("POST", "/v1/chat/completions/", 404),
         ("GET", "/v1/../health", 404),
+        ("GET", "/inspect", 404),
+        ("POST", "/inspect/stream", 404),
     ],
 )
 def test_what_is_not_there_is_an_error_of_the_same_shape(

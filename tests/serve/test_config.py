@@ -82,6 +82,7 @@ max-tokens:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
+        ("model: m\ntemplate-kwargs: {tools: []}", "tools: the server gives these itself"),
         ("max-contxt: 1", "did you mean `max-context`"),
         ("zzz: 1", "the keys are"),
         ("port: '80'", "`port` must be an integer"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import socket
@@ -20,10 +21,15 @@ from punie_mlx.errors import ConfigError
 from punie_mlx.pages import frame
 from punie_mlx.serve.check import check
 from punie_mlx.serve.config import ServeConfig, make_config
+from punie_mlx.serve.delivery import Delta
+from punie_mlx.serve.generation import Generation, Piece, Waker
+from punie_mlx.serve.inspect_live import WatchedAnswer, WatchedChoice
 from punie_mlx.serve.inspect_page import page
 from punie_mlx.serve.process import claim, closed
+from punie_mlx.toolcalls import formats
+from punie_mlx.toolcalls.stream import StreamParser
 
-KEY = "a-key-of-this-test"
+KEY = "a-key"
 WEATHER = {
     "type": "function",
     "function": {
@@ -109,7 +115,10 @@ def test_it_answers_what_a_chat_answers(client: httpx.Client, key: str, fields: 
     assert last["punie"]["grammar"] == chat["punie"]["grammar"]
     kinds = ("prompt_tokens", "completion_tokens", "total_tokens")
     assert [last["usage"][k] for k in kinds] == [asked["usage"][k] for k in kinds]
-    assert _joined([e for s in steps for e in s["events"]]) == _joined(trace["events"])
+    events = [e for s in steps for e in s["events"]]
+    for call in (e for e in events if e["kind"] == "call"):
+        assert json.loads(call.pop("json")) == call["arguments"]
+    assert _joined(events) == _joined(trace["events"])
 
 
 def _joined(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -178,6 +187,41 @@ def test_steps_come_one_by_one_and_a_client_that_leaves_frees_its_slot(client: h
         time.sleep(0.02)
 
 
+def test_it_is_traced_and_counted_as_a_chat(client: httpx.Client) -> None:
+    asked = body("#two-calls", tools=[WEATHER, ADD])
+    chat = client.post("/v1/chat/completions", json=asked, headers={"X-Punie-Trace": "1"}).json()["punie_trace"]
+    watched = client.post("/inspect/stream", json=asked, headers={"X-Punie-Trace": "1"}).text
+    *_, sealed, _ = [line.removeprefix("data: ") for line in watched.split("\n\n") if line.startswith("data: ")]
+    trace = json.loads(sealed)["punie_trace"]
+    assert [s["name"] for s in trace["spans"]] == [s["name"] for s in chat["spans"]]
+    assert trace["prompt"] == chat["prompt"] and trace["output"] == chat["output"]
+    counted = 'punie_requests_total{route="/inspect/stream",status="200"} '
+    before = _read(client, counted)
+    client.post("/inspect/stream", json=asked)
+    assert _read(client, counted) == before + 1
+
+
+def _read(client: httpx.Client, metric: str) -> float:
+    (line,) = [line for line in client.get("/metrics").text.splitlines() if line.startswith(metric)]
+    return float(line.removeprefix(metric))
+
+
+def test_what_was_told_of_a_token_is_not_kept_until_the_end() -> None:
+    likeliest = ((7, -0.1), (8, -3.0))
+
+    async def watched() -> tuple[WatchedChoice, list[Delta]]:
+        reader = WatchedAnswer(StreamParser(formats.get("qwen3_coder")), offered=False)
+        generation = Generation(1, Waker(asyncio.get_running_loop()), {})
+        for finish in (None, "length"):
+            generation.add(Piece("a", 7, finish, -0.1, likeliest))
+        choice = WatchedChoice(0, generation, reader, ())
+        return choice, [delta for deltas, _ in [step async for step in choice.steps()] for delta in deltas]
+
+    choice, told = asyncio.run(watched())
+    assert [d["step"].piece and d["step"].piece.top for d in told] == [likeliest, likeliest, None]
+    assert [(p.token, p.text, p.top) for p in choice.pieces] == 2 * [(7, "a", ())]
+
+
 def test_bad_requests_are_told_as_everywhere(client: httpx.Client) -> None:
     for fields, param in (
         ({"n": 2}, "n"),
@@ -210,27 +254,6 @@ def test_pages_of_others_and_other_names_are_refused(client: httpx.Client, serve
         for method, path in (("GET", "/inspect"), ("POST", "/inspect/stream")):
             response = client.request(method, path, json=body("#hello"), headers=headers)
             assert response.status_code == 403, (headers, path)
-
-
-def test_without_the_option_there_is_no_such_path(scripted_server: Any) -> None:
-    root = scripted_server.url.removesuffix("/v1")
-    for method, path in (("GET", "/inspect"), ("POST", "/inspect"), ("POST", "/inspect/stream")):
-        response = httpx.request(method, root + path, json=body("#hello"), trust_env=False)
-        assert response.status_code == 404 and response.json()["error"]["type"] == "not_found_error"
-
-
-def test_with_a_key_the_page_opens_and_the_stream_wants_it(serving: Callable[..., Any], scripted_model: Path) -> None:
-    with serving(scripted_model, "--inspect", "--api-key", KEY) as server:
-        root = server.url.removesuffix("/v1")
-        shown = httpx.get(f"{root}/inspect", trust_env=False)
-        assert shown.status_code == 200 and KEY not in shown.text and server.ready["fingerprint"] not in shown.text
-        for path in ("/inspect/", "/inspect/stream", "/inspect/x"):
-            assert httpx.get(root + path, trust_env=False).status_code == 401
-        refused = httpx.post(f"{root}/inspect/stream", json=body("#hello"), trust_env=False)
-        assert refused.status_code == 401 and refused.json()["error"]["code"] == "invalid_api_key"
-        allowed = {"Authorization": f"Bearer {KEY}"}
-        answered = httpx.post(f"{root}/inspect/stream", json=body("#hello"), headers=allowed, trust_env=False)
-        assert choices(answered.text)[-1]["message"]["content"] == "Hello, world 🌍!"
 
 
 # ---- the option ----

@@ -90,6 +90,7 @@ def test_harmony_is_between_messages_and_in_them():
     assert [state for state, _ in states(text, "harmony")] == ["between", "reasoning", "between", "call", "arguments",
                                                                 "between"]  # fmt: skip
     assert states("<|channel|>final<|message|>Yes.", "harmony")[-1] == ("content", ">Yes.")
+    assert states("  Sure, there.", "harmony") == [("between", "  "), ("content", "Sure, there.")]
 
 
 def test_a_marker_counts_only_as_its_token():

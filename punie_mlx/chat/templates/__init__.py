@@ -99,6 +99,8 @@ _FAMILIES = (
             Choice("newer", "true", ("[ARGS]",)),
             Choice("numbered", "true", ("[CALL_ID]",), in_template=True),
             Choice("framed", "true", ("[SYSTEM_PROMPT]",)),
+            Choice("apart", "true", ("[TOOL_CONTENT]",)),
+            Choice("gap", "' '", ("[INST] ",), in_template=True),
         ),
     ),
     Family(

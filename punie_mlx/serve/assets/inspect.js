@@ -91,7 +91,7 @@
   const mark = (error) => {
     const wrong = error?.field === "own";
     find("own").setAttribute("aria-invalid", String(wrong));
-    find("own-error").textContent = wrong ? error.message : "";
+    find("own-error").textContent = wrong ? visible(error.message) : "";
     if (wrong) find("own-tools").open = true;
   };
 
@@ -111,6 +111,7 @@
     for (const id of ["prompt", "answer", "events", "result"]) find(id).hidden = true;
     fail("");
   };
+  // A token, and the end of the line behind it where it ends one, so that its id stands in front of that.
   const chip = (token) => {
     const element = make("i", "", token.class);
     element.setAttribute("role", "option");
@@ -119,32 +120,41 @@
     if (token.kind === "end") element.textContent = "end";
     else if (token.text) write(element, token.text, true);
     else element.append(make("span", `#${token.id}`, "cp"));
-    return element;
+    const last = element.lastChild;
+    return last.data === "\n" ? [element, last] : [element];
+  };
+  const gathered = (elements) => { // however many: as arguments of one call they would be too many
+    const all = document.createDocumentFragment();
+    for (const element of elements) all.append(element);
+    return all;
   };
   const count = (id, n) => find(id).setAttribute("aria-label", `${find(id).dataset.name}, ${plural(n, "token")}`);
-  // What comes is put into the page a few times a second: to lay it out for each token would take longer than the model.
+  // What comes is put into the page some times a second, the seldomer the longer it takes to lay out the whole: to do
+  // so for each token would take longer than the model.
   const PAUSE = 50;
   const waiting = new Map();
-  let timer = 0;
+  let timer = 0, pause = PAUSE;
   const append = (id, ...elements) => {
     if (!waiting.has(id)) waiting.set(id, []);
     waiting.get(id).push(...elements);
-    timer ||= setTimeout(flush, PAUSE);
+    timer ||= setTimeout(flush, pause);
   };
   const flush = () => {
+    const began = performance.now();
     clearTimeout(timer);
     timer = 0;
     for (const [id, elements] of waiting) {
       const box = find(id);
       const follows = box.scrollHeight - box.scrollTop - box.clientHeight < 60 && !box.querySelector("i.at");
-      box.append(...elements);
+      box.append(gathered(elements));
       if (follows) box.scrollTop = box.scrollHeight;
       if (id === "answer-tokens") count(id, shown.tokens);
     }
     waiting.clear();
+    pause = Math.max(PAUSE, 3 * (performance.now() - began));
   };
   const prompt = ({ prompt, tokens, grammar, format, watched, limit }) => {
-    find("prompt-tokens").append(...prompt.map((id) => chip(tokens[id])));
+    find("prompt-tokens").append(gathered(prompt.flatMap((id) => chip(tokens[id]))));
     count("prompt-tokens", prompt.length);
     write(find("grammar"), `${plural(prompt.length, "token")}, ${plural(limit, "token")} at most may follow. Calls: ${format}. `
       + `Grammar: ${grammar.state}${grammar.reason ? `, ${grammar.reason}` : ""}.`);
@@ -164,7 +174,7 @@
     if (found.class !== undefined) {
       const label = found.kind !== "end" && found.state !== shown.state ? [make("b", found.state, "state")] : [];
       label.forEach((l) => l.setAttribute("aria-hidden", "true"));
-      append("answer-tokens", ...label, chip(found));
+      append("answer-tokens", ...label, ...chip(found));
       if (found.kind !== "end") {
         shown.state = found.state;
         shown.tokens += 1;
@@ -190,7 +200,7 @@
     switch (event.kind) {
       case "call_started": return event.name;
       case "arguments": return event.json;
-      case "call": return `${event.name} ${JSON.stringify(event.arguments)}${event.rescued ? " (rescued)" : ""}`;
+      case "call": return `${event.name} ${event.json}${event.rescued ? " (rescued)" : ""}`;
       case "malformed": return `${event.reason}: ${event.raw}`;
       default: return event.text;
     }
@@ -218,7 +228,21 @@
     element.setAttribute("aria-label", name);
     return element;
   };
-  const pretty = (text) => { try { return JSON.stringify(JSON.parse(text), null, 1); } catch { return text; } };
+  // JSON in lines. Its words stay as they are: JSON.parse would make another number of 1.0, or of one with many digits.
+  const pretty = (text) => {
+    try { JSON.parse(text); } catch { return text; }
+    const words = text.match(/"(?:[^"\\]|\\.)*"|[[\]{}:,]|[^\s[\]{}:,"]+/g);
+    let depth = 0, before = "", out = "";
+    for (const word of words) {
+      const opens = /^[[{]/.test(before), closes = /^[\]}]/.test(word);
+      if (closes) depth -= 1;
+      if ((opens && !closes) || before === "," || (closes && !opens)) out += `\n${" ".repeat(depth)}`;
+      out += word === ":" ? ": " : word;
+      if (/^[[{]/.test(word)) depth += 1;
+      before = word;
+    }
+    return out;
+  };
   const closing = ({ message, finish_reason, punie, usage }) => {
     const calls = message.tool_calls ?? [], parsed = find("parsed");
     for (const call of calls) parsed.append(...part(`Call of ${visible(call.function.name)}`, pretty(call.function.arguments)));
@@ -282,8 +306,10 @@
       const response = await fetch("/inspect/stream", { method: "POST", headers, body, signal: mine.signal, cache: "no-store" });
       if (!current()) return;
       if (!response.ok) {
+        const why = await refused(response);
+        if (!current()) return;
         say("");
-        fail(await refused(response));
+        fail(why);
         return;
       }
       find("key").setAttribute("aria-invalid", "false");

@@ -152,8 +152,8 @@ class Reader:
         return self._step(window)
 
     def where(self, window: Window) -> str:
-        """Between messages, or in the header of a call."""
-        if self._step != self._between:
+        """Between messages, or in the header of a call; text outside of messages is part of the answer."""
+        if self._step != self._between or not self._bare:
             return ""
         return "call" if "to=" in window.text[window.pos :] else "between"
 
