@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -76,7 +77,7 @@ def doctor(
     from punie_mlx.doctor import examination, terminal
     from punie_mlx.doctor.mend import beside
     from punie_mlx.doctor.page import page
-    from punie_mlx.files import refuse_existing, write_text
+    from punie_mlx.files import refuse_existing, refuse_same, write_text
 
     if listed or explain:
         typer.echo(_explanations(explain), nl=False)
@@ -89,6 +90,10 @@ def doctor(
             raise ConfigError(f"{option} is about the template that --fix writes: give --fix, too")
     if fix and specimen:
         refuse_existing(out or beside(specimen), overwrite)
+    if html:
+        written = [out or beside(specimen)] if fix and specimen else []
+        directory = specimen.directory if specimen else None
+        refuse_same(html, *_files(directory, template, adapter, data), *written)
     asked = examination.Asked(
         specimen, adapter, data, probe, url, served, api_key, timeout, rows, tuple(check or ()), tuple(skip or ())
     )
@@ -116,6 +121,12 @@ def _specimen(model: str | None, template: Path | None) -> Specimen | None:
     if template:
         return Specimen.of_file(template, directory)
     return Specimen.of_model(directory) if directory else None
+
+
+def _files(*given: Path | None) -> Iterator[Path]:
+    """What is looked at, of a directory each file; pages of earlier visits may lie there and be written anew."""
+    for path in filter(None, given):
+        yield from (p for p in path.iterdir() if p.suffix != ".html") if path.is_dir() else (path,)
 
 
 def _explanations(check: str | None) -> str:

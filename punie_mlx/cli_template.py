@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from punie_mlx.errors import ConfigError
+from punie_mlx.errors import ConfigError, ModelError
 
 app = typer.Typer(
     name="template",
@@ -55,10 +56,14 @@ def make(
     from punie_mlx.files import refuse_existing, write_text
 
     given = _pair(markers) if markers else None
+    if overwrite and out is None:
+        raise ConfigError("--overwrite is about the file that --out names: give --out, too")
     if family:
         templates.get(family)
     loaded = load_tokenizer(tokenizer, needs_template=False)
     vocabulary = loaded.get_vocab()
+    if not any(tokenizer.glob("*token*")) and not any(tokenizer.glob("vocab*")):  # one is made up then, of no words
+        raise ModelError(f"{tokenizer} holds no tokenizer: copy tokenizer.json and tokenizer_config.json into it")
     present = _text(loaded.chat_template)
     found = family or templates.family_of(present, vocabulary)
     if found is None:
@@ -70,7 +75,8 @@ def make(
         return
     refuse_existing(out, overwrite)
     write_text(out, text)
-    print(f"{out}: the template of {found} for {tokenizer}. Serve with it: punie-mlx serve --chat-template {out}")
+    command = shlex.join(["punie-mlx", "serve", "--model", str(tokenizer), "--chat-template", str(out)])
+    print(f"{out}: the template of {found} for {tokenizer}. Serve with it: {command}")
 
 
 def _text(template: object) -> str:

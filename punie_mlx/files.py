@@ -26,7 +26,7 @@ def refuse_same(out: Path, *inputs: Path) -> None:
     """Raise `OutputError` where the output would replace one of its own inputs."""
     for path in inputs:
         if Path(out).resolve() == Path(path).resolve():
-            raise OutputError(f"{out} is an input itself: name another output directory")
+            raise OutputError(f"{out} is an input itself: name another output")
 
 
 @contextmanager

@@ -5,6 +5,7 @@ Its special tokens are stand-ins, since only a tokenizer knows the model's own.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,6 +28,7 @@ class Alone:
         **template_kwargs: Any,
     ) -> str:
         """The rendered text. Raises what the template raises."""
+        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # as mlx_lm does: no PyTorch is wanted
         from transformers.utils.chat_template_utils import render_jinja_template
 
         if tokenize:

@@ -14,6 +14,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from jinja2 import TemplateSyntaxError
+
 from punie_mlx.chat.safe import SCHEMA_WORDS, Sentinel, vocabulary
 from punie_mlx.errors import ConfigError, DataError, ModelError
 
@@ -34,6 +36,7 @@ def load_tokenizer(model: Path, *, needs_template: bool = True) -> Any:
     if not Path(model).is_dir():
         raise ModelError(f"model directory {model} does not exist: give a directory with a tokenizer and chat template")
     try:
+        _refuse_broken(Path(model), "config.json", "generation_config.json", "tokenizer_config.json")
         tokenizer = load(Path(model), eos_token_ids=_ends_of_turn(Path(model)))
     except Exception as e:
         raise ModelError(
@@ -43,6 +46,19 @@ def load_tokenizer(model: Path, *, needs_template: bool = True) -> Any:
     if needs_template and not getattr(tokenizer, "chat_template", None):
         raise ModelError(f"the tokenizer of {model} has no chat template: add chat_template.jinja to the directory")
     return tokenizer
+
+
+def _refuse_broken(model: Path, *names: str) -> None:
+    """Raise `ValueError` for a file that is no JSON object: what reads it says no name, or passes over it."""
+    for file in (model / name for name in names):
+        if not file.is_file():
+            continue
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as e:
+            raise ValueError(f"{file.name} is no JSON: {e}") from e
+        if not isinstance(found, dict):
+            raise ValueError(f"{file.name} holds no JSON object")
 
 
 def _ends_of_turn(model: Path) -> Any:
@@ -169,7 +185,8 @@ def render_as_given(
             **template_kwargs,
         )
     except Exception as e:
-        raise DataError(f"{type(e).__name__}: {e}") from e
+        at = f" (line {e.lineno} of the template)" if isinstance(e, TemplateSyntaxError) else ""
+        raise DataError(f"{type(e).__name__}: {e}{at}") from e
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:

@@ -18,6 +18,8 @@ NEEDS = {
     "adapter": "--adapter DIR", "data": "--data DATA", "behaviour": "--probe", "server": "--url URL",
 }  # fmt: skip
 """What is given so that an area is looked at."""
+UNRENDERED = ("two-templates", "ids-out-of-range")
+"""Checks that look at no rendering."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class Asked:
         for name in (*self.only, *self.without):
             if name not in known:
                 raise ConfigError(f"there is no check {name!r}: `punie-mlx doctor --list` names them all")
+        if both := sorted({*self.only} & {*self.without}):
+            raise ConfigError(f"the check {both[0]} is both asked for and left out: give --check or --skip")
         if self.specimen is None and self.url is None:
             raise ConfigError("nothing to look at: give a model directory, --template FILE or --url URL")
         directory = self.specimen.directory if self.specimen else None
@@ -90,11 +94,17 @@ def static(specimen: Specimen) -> Examined:
 
 
 def _static(specimen: Specimen, asked: Asked) -> Examined:
-    if not specimen.template:
-        missing = [c for c in asked.checks(*STATIC) if c.area != "vocabulary"]
-        left_out = tuple((c.id, "there is no chat template") for c in missing)
-        return examine(specimen, asked.checks("vocabulary")) + Examined(skipped=left_out)
-    found = examine(specimen, asked.checks(*STATIC))
+    """Of a template that renders nothing, only what can be told without a rendering."""
+    wanted, able, why = asked.checks(*STATIC), None, ""
+    if not specimen.template.strip():
+        able, why = ("template-missing", *UNRENDERED), "there is no chat template"
+    elif specimen.syntax_error:
+        able, why = ("render-error", *UNRENDERED), "the template cannot be compiled: render-error says so"
+    found = examine(specimen, [c for c in wanted if able is None or c.id in able])
+    if able is not None:
+        found += Examined(skipped=tuple((c.id, why) for c in wanted if c.id not in able))
+    if not specimen.template.strip():
+        return found
     return found + Examined(facts={"subject": specimen.name, **flags.facts(specimen)})
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from urllib.parse import unquote
 
 from punie_mlx.doctor import cases
 from punie_mlx.doctor.findings import Skip
@@ -75,6 +78,29 @@ def shared(*texts: str) -> str:
 def shared_end(*texts: str) -> str:
     """What all `texts` end with."""
     return shared(*(t[::-1] for t in texts))[::-1]
+
+
+_CODE = re.compile(r"\\+u([0-9a-fA-F]{4})")
+
+
+def _by_number(text: str) -> str:
+    return _CODE.sub(lambda m: chr(int(m[1], 16)), text)
+
+
+ESCAPES: tuple[Callable[[str], str], ...] = (_by_number, html.unescape, unquote)
+"""Each reads one kind of escapes."""
+
+
+def plain(text: str) -> str:
+    """`text` without what has checks of its own: escapes and white space."""
+    for read in ESCAPES:
+        text = read(text)
+    return "".join(text.split())
+
+
+def told(text: str, words: str) -> bool:
+    """Whether `text` holds `words`, be they escaped or spaced in another way."""
+    return words in text or plain(words) in plain(text)
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,8 @@ _PLAIN = (
     [{"role": "system", "content": "Be brief."}, _USER],
     [_USER, {"role": "assistant", "content": "Aye."}, {"role": "user", "content": "And?"}],
 )
+_LATER = [*_PLAIN[1], {"role": "assistant", "content": "Aye."}, {"role": "system", "content": "Rhyme."}, _USER]
+_PICTURE = [{"type": "text", "text": _WORD}, {"type": "image", "image": "a.png"}]
 
 
 @dataclass(frozen=True)
@@ -314,7 +316,7 @@ def _tried(
 
     for some in choices():
         specimen = _with(ill.specimen, apply(text.template, some))
-        if rewrite.plain and not _same_plain(ill.specimen, specimen):
+        if rewrite.plain and not _same_plain(ill, specimen):
             continue
         if ill.specimen.wire and specimen.detection.formats != ill.specimen.detection.formats:
             continue
@@ -324,11 +326,14 @@ def _tried(
     return None
 
 
-def _same_plain(one: Specimen, other: Specimen) -> bool:
-    """Whether conversations without tools that `one` can render read the same in both."""
-    for messages in _PLAIN:
+def _same_plain(ill: _Candidate, other: Specimen) -> bool:
+    """Whether conversations without tools that `ill` can render read the same in both.
+
+    So does one in which the system speaks again: only where it is not heard well there may it be heard elsewhere.
+    """
+    for messages in _PLAIN if "system-messages" in ill.weights else (*_PLAIN, _LATER):
         for asked in (False, True):
-            before = one.render(messages, add_generation_prompt=asked)
+            before = ill.specimen.render(messages, add_generation_prompt=asked)
             if not before.failed and before != other.render(messages, add_generation_prompt=asked):
                 return False
     return True
@@ -347,13 +352,19 @@ def _family(ill: _Candidate, counted: set[str]) -> _Candidate | None:
         ours = _with_family(specimen, family)
     except ConfigError:
         return None  # the vocabulary lacks its tokens, or does not tell which of them frame a call
-    if specimen.template and not _same_frame(specimen, ours):
+    if specimen.template and not (_same_frame(specimen, ours) and _sees(ours) >= _sees(specimen)):
         return None
     return _proved(ours, counted, family=family)
 
 
 def _with_family(specimen: Specimen, family: str) -> Specimen:
     return specimen.with_template(templates.make(family, specimen.vocabulary or None, specimen.template))
+
+
+def _sees(specimen: Specimen) -> bool:
+    """Whether it writes anything for a picture: no mending makes a model blind."""
+    pictured, told = (specimen.render([_USER | {"content": c}]) for c in (_PICTURE, _PICTURE[:1]))
+    return not pictured.failed and pictured.text != told.text and _PICTURE[1]["image"] not in pictured.text
 
 
 def _same_frame(one: Specimen, other: Specimen) -> bool:

@@ -18,6 +18,7 @@ from punie_mlx.doctor.rewrites_turns import (
     gather_system,
     holding_content,
     put_contents_in_order,
+    rename_developers,
 )
 from punie_mlx.doctor.specimen import Specimen
 
@@ -172,9 +173,9 @@ def _known_to_mlx_lm(text: Text, specimen: Specimen) -> Proposals:
 def _nothing_decided(text: Text, specimen: Specimen) -> Proposals:
     """No words of a text are looked for, or taken out of it.
 
-    But those that end thinking: a client whose server does not part it from the answer gives both back in one text.
+    But tags of thinking: a client whose server does not part it from the answer gives both back in one text.
     """
-    asked = r"(?<=if )\s*['\"](?!</think)[^'\"]*['\"]\s+in\s+[\w.\[\]'\"]+(?=\s*[-+]?%\})"
+    asked = r"(?<=if )\s*['\"](?![<\[][^'\"]*(?i:think))[^'\"]*['\"]\s+in\s+[\w.\[\]'\"]+(?=\s*[-+]?%\})"
     yield text.replace(r"\s+and\s+not\s*\((?:[^()]|\([^()]*\))*(?:starts|ends)with(?:[^()]|\([^()]*\))*\)", "")
     yield text.replace(asked, "false", strings=True)
     yield text.replace(r"\.replace\([^()]*\)|\s*\|\s*replace\([^()]*\)", "")
@@ -326,6 +327,7 @@ TURNS = (
         ("system-messages", "developer-role", "render-error"),
         gather_system,
     ),
+    Rewrite("a developer's message is given to the system", ("developer-role", "render-error"), rename_developers),
     Rewrite("the calls of history are written", ("tool-calls-dropped",), add_call_loop),
     Rewrite("the text beside a call is written", ("call-text-dropped", "tool-calls-dropped"), add_call_text),
     Rewrite("a result has a frame of its own", ("tool-result-as-user", "double-wrapped"), frame_results),

@@ -59,6 +59,14 @@ _GATHER_SYSTEM = """\
     {%- set messages = [{'role': 'system', 'content': gathered.system | join('\\n\\n')}] + gathered.others %}
 {%- endif %}
 """
+_DEVELOPERS = """\
+{%- set renamed = namespace(messages=[]) %}
+{%- for message in messages %}
+    {%- set said = {'role': 'system', 'content': message.content} if message.role == 'developer' else message %}
+    {%- set renamed.messages = renamed.messages + [said] %}
+{%- endfor %}
+{%- set messages = renamed.messages %}
+"""
 # A message whose content is text stays the very one that was given, and so does one with pictures or a list of its own.
 _PUT_IN_ORDER = """\
 {%- set ordered = namespace(messages=[]) %}
@@ -80,6 +88,11 @@ parts | selectattr('type', 'equalto', 'text') | list | length != parts | length 
 def gather_system(text: Text, specimen: Specimen) -> Proposals:
     """Several messages to the system, or one that does not come first, become the first before the template looks."""
     return [[Edit(0, 0, _GATHER_SYSTEM)]]
+
+
+def rename_developers(text: Text, specimen: Specimen) -> Proposals:
+    """A developer's message becomes one to the system, where it stands."""
+    return [[Edit(0, 0, _DEVELOPERS)]]
 
 
 def put_contents_in_order(text: Text, specimen: Specimen) -> Proposals:

@@ -30,13 +30,11 @@ UNCALLED = (*ROOTS, "server-plain-call")
 def choice_none(session: Session) -> Iterator[Finding]:
     answer = session.ask(session.caller, tool_choice="none")
     if not answer.ok or answer.calls:
-        yield session.found(
-            "server-choice-none",
-            "medium",
-            'with tool_choice "none" ' + ("a call comes all the same" if answer.ok else "the request is refused"),
-            (asked(answer, "tool_choice"), told(answer)),
+        yield _ignored(
+            session,
+            answer,
+            ("server-choice-none", "medium", 'with tool_choice "none"', "a call comes all the same"),
             "An agent that wants a last answer in words gets another call, for which nobody waits.",
-            "choice-ignored",
         )
 
 
@@ -44,13 +42,11 @@ def choice_required(session: Session) -> Iterator[Finding]:
     answer = session.ask(GREETING, tool_choice="required")
     _not_cut(answer)
     if not answer.ok or (not answer.calls and answer.finish != "length"):
-        yield session.found(
-            "server-choice-required",
-            "high",
-            'with tool_choice "required" ' + ("no call comes" if answer.ok else "the request is refused"),
-            (asked(answer, "tool_choice"), told(answer)),
+        yield _ignored(
+            session,
+            answer,
+            ("server-choice-required", "high", 'with tool_choice "required"', "no call comes"),
             "Agents with an output type ask so for every turn: they fail where the model answers in words.",
-            "choice-ignored",
         )
 
 
@@ -59,14 +55,21 @@ def choice_named(session: Session) -> Iterator[Finding]:
     _not_cut(answer)
     if not answer.ok or not answer.calls or any(n != "send_pigeon" for n in answer.names):
         made = f"came {clip(', '.join(map(str, answer.names)))}" if answer.names else "no call came"
-        yield session.found(
-            "server-choice-named",
-            "medium",
-            "a named tool was demanded, and " + (made if answer.ok else "the request is refused"),
-            (asked(answer, "tool_choice"), told(answer)),
+        yield _ignored(
+            session,
+            answer,
+            ("server-choice-named", "medium", "a named tool was demanded, and", made),
             "Clients that ask for one function (extraction, structured output) fail.",
-            "choice-ignored",
         )
+
+
+def _ignored(session: Session, answer: Answer, what: tuple[str, str, str, str], effect: str) -> Finding:
+    """`what`: check, severity, what was asked for, and what came of it where the request was not refused."""
+    check, severity, wish, came = what
+    summary = f"{wish} {came if answer.ok else 'the request is refused'}"
+    return session.found(
+        check, severity, summary, (asked(answer, "tool_choice"), told(answer)), effect, "choice-ignored"
+    )
 
 
 def _not_cut(answer: Answer) -> None:

@@ -133,6 +133,12 @@ class Specimen:
         return Shown(label, text, tuple(t for part in text.split("…") for t in self.tokens(part)))
 
     @cached_property
+    def syntax_error(self) -> str:
+        """Why the template cannot be compiled, whatever the messages; "" where it can."""
+        error = self.render([{"role": "user", "content": "Aye?"}]).error or ""
+        return error if error.startswith(("TemplateSyntaxError", "TemplateAssertionError")) else ""
+
+    @cached_property
     def variables(self) -> frozenset[str]:
         """What the template reads that it may not have set itself: its options, among others."""
         try:

@@ -9,8 +9,8 @@ from dataclasses import replace
 from itertools import chain, islice
 
 from punie_mlx.doctor import cases
-from punie_mlx.doctor.cases import ASIDE, BERTH, ORBIT, Talk, seen
-from punie_mlx.doctor.excerpts import after, around, between
+from punie_mlx.doctor.cases import ASIDE, BERTH, ORBIT, THOUGHT, Talk, seen
+from punie_mlx.doctor.excerpts import after, around, between, told
 from punie_mlx.doctor.findings import Check, Finding, Shown, Skip
 from punie_mlx.doctor.specimen import Specimen
 
@@ -54,19 +54,34 @@ def tool_calls_dropped(specimen: Specimen) -> Iterator[Finding]:
 def call_text_dropped(specimen: Specimen) -> Iterator[Finding]:
     """Text that the assistant wrote beside a call stays."""
     talk = Talk.of(specimen)
-    text = seen(specimen, [cases.user(), *talk.turn(ORBIT, content=ASIDE)], cases.OFFERED)
-    if ASIDE not in text:
+    turn = [cases.user(), *talk.turn(ORBIT, content=ASIDE)]
+    seen(specimen, turn, cases.OFFERED)  # where text beside a call raises, that is another check's
+    no_calls = cases.answer(ASIDE) | {"tool_calls": []}  # servers answer so, and agents give back what they got
+    conversations = {
+        "beside a call is left out of the prompt": turn,
+        "beside a call is left out of the prompt where it has thought before": [
+            cases.user(),
+            *talk.turn(ORBIT, content=ASIDE, thought=THOUGHT),
+        ],
+        "beside a call is left out of the prompt once it has answered": [*turn, cases.answer()],
+        "beside an empty list of calls is left out of the prompt": [cases.user(), no_calls, cases.user(cases.SECOND)],
+    }
+    for what, messages in conversations.items():
+        made = specimen.render(messages, cases.OFFERED)
+        if made.failed or told(made.text, ASIDE):
+            continue
         yield Finding(
             "call-text-dropped",
             "medium",
-            "Text that the assistant wrote beside a call is left out of the prompt.",
+            f"Text that the assistant wrote {what}.",
             (
                 specimen.show("what the prompt does not hold", ASIDE),
-                specimen.show("the turn as the prompt shows it", around(text, cases.FIRST, ORBIT.name)),
+                specimen.show("the turn as the prompt shows it", around(made.text, cases.FIRST, ORBIT.name)),
             ),
             "What the model said while it called (a plan, a reason, a promise to the user) is gone a turn later.",
             "Write `message.content` before the calls where it is not empty.",
         )
+        return
 
 
 # ---- content that is not there ----

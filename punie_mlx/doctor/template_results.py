@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from punie_mlx.doctor import cases
 from punie_mlx.doctor.cases import ORBIT, Talk, seen
-from punie_mlx.doctor.excerpts import Frame, around
+from punie_mlx.doctor.excerpts import Frame, around, told
 from punie_mlx.doctor.findings import Check, Finding, Skip
 from punie_mlx.doctor.specimen import Specimen
 
@@ -20,7 +20,7 @@ def tool_result_lost(specimen: Specimen) -> Iterator[Finding]:
     later = [*talk.loop(), cases.answer(), cases.user(cases.SECOND)]
     for where, messages in {"": talk.loop(), " once another question follows": later}.items():
         text = seen(specimen, messages, cases.OFFERED)
-        if lost := [w for w in ORBIT.result.split() if w not in text]:
+        if lost := [w for w in ORBIT.result.split() if not told(text, w)]:
             yield Finding(
                 "tool-result-lost",
                 "high",

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import html
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
-from urllib.parse import unquote
 
 from punie_mlx.doctor import cases
 from punie_mlx.doctor.cases import BERTH, ORBIT, THOUGHT, Talk
-from punie_mlx.doctor.excerpts import around, piece, shared
+from punie_mlx.doctor.excerpts import ESCAPES, around, piece, plain, shared
 from punie_mlx.doctor.findings import Check, Finding, Skip
 from punie_mlx.doctor.jinja_text import Text
 from punie_mlx.doctor.specimen import Rendering, Specimen
@@ -98,27 +96,12 @@ _NAMES = {
     "description": "a tool's description",
     "parameter": "a parameter's description",
 }
-_CODE = re.compile(r"\\+u([0-9a-fA-F]{4})")
 _BAY = re.compile(r"bay\b.{1,160}?bay\b")
-
-
-def _by_number(text: str) -> str:
-    return _CODE.sub(lambda m: chr(int(m[1], 16)), text)
-
-
-_READERS: tuple[Callable[[str], str], ...] = (_by_number, html.unescape, unquote)
 
 
 def _escaped(text: str, word: str) -> bool:
     """Whether `word` stands in `text` and can only be read once its escapes are, be they few or many."""
-    return word not in text and any(word in read(text) for read in _READERS)
-
-
-def _plain(text: str) -> str:
-    """`text` without what has checks of its own: escapes and white space."""
-    for read in _READERS:
-        text = read(text)
-    return "".join(text.split())
+    return word not in text and any(word in read(text) for read in ESCAPES)
 
 
 # ---- JSON ----
@@ -200,9 +183,10 @@ _HOSTILE = (
 _LITERAL = re.compile(r"""'((?:\\.|[^'\\])*)'|"((?:\\.|[^"\\])*)\"""")
 _TESTED = re.compile(
     r"""(['"])((?:\\.|(?!\1)[^\\]){1,40})\1\s*(?:not\s+)?in\s"""
-    r"""|\.(?:startswith|endswith|r?split|replace|r?find|index|r?partition)\(\s*(['"])((?:\\.|(?!\3)[^\\]){1,40})\3"""
+    r"""|(?:\.|\|\s*)(?:startswith|endswith|r?split|replace|r?find|index|r?partition)\(\s*(['"])((?:\\.|(?!\3)[^\\]){1,40})\3"""
 )
 _PLACEHOLDER = "Hollin-83"
+_LONG = _PLACEHOLDER * 40
 
 
 def injection(specimen: Specimen) -> Iterator[Finding]:
@@ -234,6 +218,8 @@ _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\", "'": "'", '"': '"'}
 
 def _moved(specimen: Specimen, place: str, words: list[str]) -> Finding | None:
     """The first of `words` that changes more than itself in `place`: as all of a text, or in the middle of one."""
+    if _LONG not in _render(specimen, place, _LONG).text:
+        return None  # a template that loses harmless words is another check's
     # A switch that the system message is documented to have is no injection there.
     words = [w for w in words if not (place == "system" and w.startswith("/"))]
     literals = [_read(a or b) for a, b in _LITERAL.findall(Text(specimen.template).code_with_strings)]
@@ -264,7 +250,7 @@ def _as_expected(calm: str, hostile: str, wild: str) -> bool:
     # A word that the template adds need not be added to one that ends in it.
     written = [calm.replace(_PLACEHOLDER, w) for w in (hostile, once, twice)]
     written.append(calm.replace(_PLACEHOLDER + hostile, hostile))
-    return wild in written or _plain(wild) in map(_plain, written)
+    return wild in written or plain(wild) in map(plain, written)
 
 
 def _injected(specimen: Specimen, place: str, hostile: str, calm: str, wild: Rendering) -> Finding:

@@ -31,7 +31,7 @@ def _conversations(specimen: Specimen) -> dict[str, list[cases.Message]]:
         "a question after a system message": [cases.system(), cases.user()],
         "a question later on": [cases.user(), cases.answer(), cases.user(cases.SECOND)],
         "the result of a call": loop,
-        "the result of a call, after a system message": [cases.system(), *loop],
+        "the result of a call with a system message before it": [cases.system(), *loop],
     }
 
 
@@ -50,7 +50,7 @@ def tools_ignored(specimen: Specimen) -> Iterator[Finding]:
         return
     place = next(iter(lost))
     names = all("chart_reef" in gone and "hail_tender" in gone for gone in lost.values())
-    where = "in every prompt" if len(lost) == len(texts) else f"in the prompt after {', after '.join(lost)}"
+    where = "in every prompt" if len(lost) == len(texts) else f"in the prompt after {' and after '.join(lost)}"
     gone = lost[place]
     if names:
         what = "The tools are left out"
@@ -95,12 +95,27 @@ _DEEP_WORDS = {
 }
 
 
-_TYPES = ("string", "integer", "boolean", "array")
+_TYPES = ("string", "integer", "number", "boolean", "array", "object")
 
 
-def _typed(kind: str) -> dict[str, Any]:
-    """A tool whose one parameter is of the type `kind`."""
-    return tool("set_swell", "Set the swell Norgaard.", schema(swell={"type": kind}))
+def _alike(specimen: Specimen) -> Iterator[str]:
+    """What the prompt does not tell of the types of parameters."""
+    if same := _same(specimen, {kind: {"type": kind} for kind in _TYPES}):
+        yield f"the types of parameters ({same} look the same)"
+    or_null = {kind: {"anyOf": [{"type": kind}, {"type": "null"}]} for kind in ("string", "integer", "boolean")}
+    if _same(specimen, or_null):
+        yield "the types of parameters that may be null (anyOf)"
+
+
+def _same(specimen: Specimen, schemas: Mapping[str, Mapping[str, Any]]) -> str:
+    """Those of `schemas` with which a parameter looks the same, by name."""
+    shown: dict[str, list[str]] = {}
+    for name, of_swell in schemas.items():
+        offered = tool("set_swell", "Set the swell Norgaard.", schema(swell=of_swell))
+        made = specimen.render([cases.user()], [offered])
+        if not made.failed:
+            shown.setdefault(made.text, []).append(name)
+    return "; ".join(" and ".join(names) for names in shown.values() if len(names) > 1)
 
 
 def _all_required() -> dict[str, Any]:
@@ -115,9 +130,7 @@ def schema_lost(specimen: Specimen) -> Iterator[Finding]:
     if "heading" not in text or "swell" not in text:
         raise Skip("parameters are not shown at all: tools-ignored says so")
     lost = list(dict.fromkeys(what for word, what in _DEEP_WORDS.items() if word not in text))
-    kinds = [specimen.render([cases.user()], [_typed(kind)]) for kind in _TYPES]
-    shown = {made.text for made in kinds if not made.failed}
-    lost += ["the types of parameters"] if len(shown) < sum(not made.failed for made in kinds) else []
+    lost += list(_alike(specimen))
     lost += ["which parameters are required"] if seen(specimen, [cases.user()], [_all_required()]) == text else []
     if lost:
         yield Finding(

@@ -8,8 +8,8 @@ from itertools import pairwise
 from typing import Any
 
 from punie_mlx.doctor import cases
-from punie_mlx.doctor.cases import BERTH, ORBIT, SECOND_SYSTEM, SYSTEM, Message, Talk, seen
-from punie_mlx.doctor.excerpts import Frame, after, around, piece
+from punie_mlx.doctor.cases import BERTH, ORBIT, SECOND_SYSTEM, SYSTEM, THOUGHT, Message, Talk, seen
+from punie_mlx.doctor.excerpts import Frame, after, around, piece, shared, told
 from punie_mlx.doctor.findings import Check, Finding, Skip
 from punie_mlx.doctor.specimen import Rendering, Specimen
 from punie_mlx.doctor.template_thinking import Setting, switches
@@ -24,7 +24,7 @@ def text_lost(specimen: Specimen) -> Iterator[Finding]:
     for messages in (spoken, looped, [*lasting, cases.user()]):
         text = seen(specimen, messages)
         lost = [m["content"] for m in messages if m["role"] in ("user", "assistant") and m["content"]]
-        lost = [w for w in lost if w != cases.ASIDE and w not in text]
+        lost = [w for w in lost if w != cases.ASIDE and not told(text, w)]
         if lost:
             yield Finding(
                 "text-lost",
@@ -72,7 +72,7 @@ def _misplaced(specimen: Specimen, made: Rendering, words: str) -> tuple[str, st
     """What became of `words` that are the system's, and where that can be seen."""
     if made.failed:
         return "cannot be rendered", (made.error or "")[:200]
-    if words not in made.text:
+    if not told(made.text, words):
         return "is left out of the prompt", around(made.text, cases.FIRST, cases.SECOND)
     frame = Frame.of(specimen)
     for whose, held in {"the user's": frame.holds, "the assistant's": frame.opens}.items():
@@ -119,6 +119,7 @@ def generation_prompt(specimen: Specimen) -> Iterator[Finding]:
     if missing := _not_opened(specimen, word):
         yield missing
         return
+    yield from _cut_short(specimen)
     yield from _unasked(specimen, word)
     yield from _opens_thinking(specimen)
 
@@ -138,6 +139,7 @@ def _not_opened(specimen: Specimen, word: str) -> Finding | None:
         expected = answered.text[answered.text.rfind(last) : answered.text.rfind(cases.ANSWER)]
         if word in expected and word not in after(made.text, last):
             return _prompt(
+                _NOT_OPENED,
                 "high",
                 f"The prompt after {what} does not open the assistant's turn.",
                 specimen,
@@ -147,12 +149,34 @@ def _not_opened(specimen: Specimen, word: str) -> Finding | None:
     return None
 
 
+def _cut_short(specimen: Specimen) -> Iterator[Finding]:
+    """White space with which every turn of the assistant begins is left to the model to write."""
+    talk = Talk.of(specimen)
+    prompt = after(seen(specimen, [cases.user()], cases.OFFERED), cases.FIRST)
+    turns = (cases.answer(), talk.calls(ORBIT), cases.answer() | {cases.THINKING: THOUGHT})
+    made = [specimen.render([cases.user(), t], cases.OFFERED, add_generation_prompt=False) for t in turns]
+    begun = [after(m.text, cases.FIRST) for m in made if cases.FIRST in m.text]
+    if len(begun) < len(turns):
+        return  # render-error and text-lost say so
+    same = shared(*begun)
+    if same.startswith(prompt) and same != prompt and not same[len(prompt) :].strip():
+        yield _prompt(
+            _CUT_SHORT,
+            "low",
+            "The prompt ends before the white space with which the assistant's turns begin.",
+            specimen,
+            ("the prompt's end", piece(prompt, len(prompt) - 90, len(prompt))),
+            ("the same with an answer", around(made[0].text, cases.FIRST, cases.ANSWER, reach=20)),
+        )
+
+
 def _unasked(specimen: Specimen, word: str) -> Iterator[Finding]:
     """Behind a finished answer, without being asked for."""
     text = seen(specimen, [cases.user(), cases.answer()], add_generation_prompt=False)
     tail = after(text, cases.ANSWER)
     if word in tail:
         yield _prompt(
+            _NOT_OPENED,
             "medium",
             "The assistant's turn is opened without being asked for.",
             specimen,
@@ -169,6 +193,7 @@ def _opens_thinking(specimen: Specimen) -> Iterator[Finding]:
         text = setting.render(specimen, [cases.user()])
         if text.rstrip().endswith(opener):
             yield _prompt(
+                _THINKS,
                 "low",
                 f"The prompt{how} ends inside thinking: {opener} is already open.",
                 specimen,
@@ -177,19 +202,24 @@ def _opens_thinking(specimen: Specimen) -> Iterator[Finding]:
             return
 
 
-def _prompt(severity: str, summary: str, specimen: Specimen, *shown: tuple[str, str]) -> Finding:
-    if severity == "low":
-        effect = (
-            "The model writes only the closing tag. A reader that waits for the opening one shows thinking as text."
-        )
-        remedy = (
-            "Tell the server's reader: vLLM and SGLang need `--reasoning-parser` of this model's family, llama.cpp "
-            "`--reasoning-format`; punie-mlx serve sees it by itself."
-        )
-    else:
-        effect = "The model goes on with another turn than its own: it writes a user's message, or a second header."
-        remedy = "End with the assistant's opener where `add_generation_prompt` is set, whatever the last message is."
+def _prompt(said: tuple[str, str], severity: str, summary: str, specimen: Specimen, *shown: tuple[str, str]) -> Finding:
+    effect, remedy = said
     return Finding("generation-prompt", severity, summary, tuple(specimen.show(*s) for s in shown), effect, remedy)
+
+
+_NOT_OPENED = (
+    "The model goes on with another turn than its own: it writes a user's message, or a second header.",
+    "End with the assistant's opener where `add_generation_prompt` is set, whatever the last message is.",
+)
+_CUT_SHORT = (
+    "The model must write that white space itself. Where it does not, it goes on in a form that it was never taught.",
+    "End the prompt with the same characters that stand in history before the assistant's first word.",
+)
+_THINKS = (
+    "The model writes only the closing tag. A reader that waits for the opening one shows thinking as text.",
+    "Tell the server's reader: vLLM and SGLang need `--reasoning-parser` of this model's family, llama.cpp "
+    "`--reasoning-format`; punie-mlx serve sees it by itself.",
+)
 
 
 # ---- prompts that continue each other ----
@@ -269,16 +299,27 @@ def render_error(specimen: Specimen) -> Iterator[Finding]:
         if made.failed:
             raised.setdefault(made.error or "", []).append(name)
     for error, names in raised.items():
-        basic = any(legal[n][2] for n in names)
-        bare = all(legal[n][1] is None for n in names)  # some templates are for requests with tools only
-        yield Finding(
-            "render-error",
-            "high" if basic and not bare else "medium",
-            f"The template raises on {_listed(names)}{', without tools' if bare and basic else ''}.",
-            (specimen.show("the error", error[:200]),),
-            "The server answers such a request with an error, and the agent stops.",
-            _IN_SANDBOX if "SecurityError" in error else _MENDING,
-        )
+        offered = [n for n in names if legal[n][1] is not None]
+        bare = [n for n in names if n not in offered]
+        if any(legal[n][2] for n in offered):
+            yield _raising(specimen, error, "high", _listed(names))
+            continue
+        if bare:  # some templates are for requests with tools only
+            lacking = ", without tools" if any(legal[n][2] for n in bare) else ""
+            yield _raising(specimen, error, "medium", _listed(bare) + lacking)
+        if offered:
+            yield _raising(specimen, error, "medium", _listed(offered))
+
+
+def _raising(specimen: Specimen, error: str, severity: str, what: str) -> Finding:
+    return Finding(
+        "render-error",
+        severity,
+        f"The template raises on {what}.",
+        (specimen.show("the error", error[:200]),),
+        "The server answers such a request with an error, and the agent stops.",
+        next((how for kind, how in _MENDINGS.items() if kind in error), _MENDING),
+    )
 
 
 _MENDING = "Take out the rule that raises, or the operation that does not expect this value."
@@ -286,10 +327,16 @@ _IN_SANDBOX = (
     "transformers renders templates in a sandbox in which nothing may be changed in place, and so do the servers that "
     "use it: write `names.ids = names.ids + [id]` for `names.ids.append(id)`, and count instead of `pop`."
 )
+_MENDINGS = {
+    "SecurityError": _IN_SANDBOX,
+    "TemplateSyntaxError": "The file is no Jinja, or was cut short or changed on its way: take it anew from the model, "
+    "or mend the line that is named.",
+}
+"""By the kind of the error."""
 
 
 def _listed(names: list[str]) -> str:
-    if len(names) > _NAMED:
+    if len(names) > _NAMED + 1:
         names = [*names[:_NAMED], f"{len(names) - _NAMED} other conversations"]
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
@@ -308,10 +355,11 @@ def _legal(specimen: Specimen) -> dict[str, Legal]:
     empty = cases.tool("ring_bell", "Ring the bell Odalys.", {"type": "object", "properties": {}})
     idle = cases.Call("ring_bell", {}, "rN6cY8Wd2", "rung Isolde-4")
     long_id = replace(ORBIT, id="call_8f2Kq0ZxW3mB6nVtY1cDsLpa")
+    optional = cases.tool("ring_bell", "Ring it.", cases.schema(peal={"anyOf": [{"type": "string"}, {"type": "null"}]}))
+    no_calls = cases.answer() | {"tool_calls": None}
     loop = talk.loop()
     return {
         "a question": ([ask], None, True),
-        "a question with a system message": ([cases.system(), ask], None, True),
         "a question with tools": ([ask], tools, True),
         "a second question": ([ask, cases.answer(), cases.user(cases.SECOND)], None, True),
         "a call and its result": (loop, tools, True),
@@ -319,15 +367,23 @@ def _legal(specimen: Specimen) -> dict[str, Legal]:
         "an answer after a result": ([*loop, cases.answer()], tools, True),
         "a second call after a result": ([*loop, *talk.turn(BERTH)], tools, True),
         "a question after a whole loop": ([*loop, cases.answer(), cases.user(cases.SECOND)], tools, True),
+        "thinking and text beside a call": (
+            [ask, *talk.turn(ORBIT, content=cases.ASIDE, thought=THOUGHT)],
+            tools,
+            False,
+        ),
+        "an answer with tool_calls: null": ([ask, no_calls, cases.user(cases.SECOND)], tools, False),
+        "an answer with tool_calls: []": ([ask, no_calls | {"tool_calls": []}, cases.user(cases.SECOND)], tools, False),
         "text beside a call": ([ask, *talk.turn(ORBIT, content=cases.ASIDE)], tools, False),
         "a call without arguments": ([ask, *talk.turn(idle)], [empty], False),
         "a call with true, null, a list and an object": ([ask, *talk.turn(cases.TYPED)], tools, False),
         "a tool without parameters": ([ask], [empty], False),
         "a tool with only a name": ([ask], [bare], False),
+        "a tool with a parameter that may be null": ([ask], [optional], False),
         "a result that is empty": ([*loop[:2], cases.result(ORBIT, "")], tools, False),
         "a question right after a result": ([*loop, cases.user(cases.SECOND)], tools, False),
         "two messages of the user in a row": ([ask, cases.user(cases.SECOND)], None, False),
-        "ids as OpenAI writes them": ([ask, *talk.turn(long_id)], tools, False),
+        "ids as OpenAI writes them": ([ask, *talk.turn(long_id)], tools, True),
     }
 
 

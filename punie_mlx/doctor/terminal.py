@@ -85,7 +85,7 @@ def _panel(piece: Shown) -> Panel:
     if piece.tokens:
         ids = " ".join(f"{visible(spelling)!r}:{token}" for token, spelling in piece.tokens)
         text.append(f"\n{ids}", "dim")
-    return Panel(text, title=Text(visible(piece.label)), title_align="left", border_style="dim")
+    return Panel(text, title=Text(visible(piece.label), overflow="ellipsis"), title_align="left", border_style="dim")
 
 
 def _facts(facts: dict[str, Any]) -> Iterator[tuple[str, RenderableType]]:

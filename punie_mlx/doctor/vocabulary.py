@@ -44,7 +44,7 @@ def _added(specimen: Specimen) -> dict[str, Any]:
 
 
 def template_missing(specimen: Specimen) -> Iterator[Finding]:
-    if specimen.template:
+    if specimen.template.strip():
         return
     where = specimen.directory
     files = sorted(p.name for p in where.iterdir()) if where else []

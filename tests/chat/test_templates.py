@@ -245,6 +245,30 @@ def test_markers_of_private_use_pass_no_editor() -> None:
         make("smollm3", tokens, markers=("\ue00f", "\ue012"))
 
 
+THEIRS = {
+    "hermes": "<|im_start|>system\nYou're a {}\nwith {{{{ é }}}}.<|im_end|>\n",
+    "smollm3": "## Custom Instructions\n\nYou're a {} 'x'.\n\n<|im_end|>\n",
+    "gpt_oss": "<|start|>system<|message|>You're a {}.\nKnowledge cutoff: 2024-06",
+}
+
+
+@pytest.mark.parametrize("family", THEIRS)
+def test_what_a_model_is_told_by_itself_stays(family: str) -> None:
+    said = [THEIRS[family].format(kind) for kind in ("poet", "cook")]
+    theirs = f"{{{{ {literal(said[1])} if enable_thinking is false else {literal(said[0])} }}}}"
+    made = make(family, template=theirs)
+    assert made.isascii() and make(family, template=made) == made != make(family)
+    assert said[0] in written(made, ASK, tools=None)
+    assert said[family == "smollm3"] in written(made, ASK, tools=None, enable_thinking=False)
+    assert "poet" in written(made, ASK)
+    own = written(made, {"role": "system", "content": "Be brief."}, ASK)
+    assert "Be brief." in own and ("poet" in own) == (family == "gpt_oss")
+    for other in (said[0].replace("poet", "<tools> reader"), "{{ none.a }}"):
+        assert make(family, template=other if other.startswith("{{") else f"{{{{ {literal(other)} }}}}") == make(family)
+    day = theirs.replace("poet", "poet of ' ~ strftime_now('%Y') ~ '")
+    assert make(family, template=day) == make(family, template=theirs.replace("poet", "<tools>"))
+
+
 @pytest.mark.parametrize("text", ["<tool_call>", "it's", "\\n", "\ue00f", "\U000f0001", 'a"b'])
 def test_a_literal_is_ascii_and_says_what_it_was(text: str) -> None:
     assert literal(text).isascii()
@@ -284,7 +308,9 @@ def test_real_templates_are_of_their_family_or_of_none(real_data: Path) -> None:
     files = sorted((real_data / "templates").glob("*.jinja"))
     assert {f.stem: name for f in files if (name := family_of(f.read_text()))} == FAMILY_OF
     smollm3 = (real_data / "templates" / "HuggingFaceTB-SmolLM3-3B.jinja").read_text()
-    assert make("smollm3", template=smollm3) == make("smollm3")
+    made = make("smollm3", template=smollm3)
+    for kwargs in ({}, {"enable_thinking": False}):  # what it is told by itself stays, to the letter
+        assert written(made, ASK, tools=None, **kwargs) == written(smollm3, ASK, tools=None, **kwargs)
 
 
 def test_a_turn_can_be_learned_from_a_made_template(tiny_base: Path) -> None:
@@ -315,6 +341,14 @@ def test_the_command_writes_a_template_that_serves(tiny_base: Path, tmp_path: Pa
         (["--family", "smollm3", "--markers", "U+E00F"], "no two markers"),
         (["--family", "smollm3", "--markers", "U+E00F,U+D800"], "no character"),
         (["--family", "smollm3", "--markers", "U+E00F,U+E010"], "no token"),
+        (["--family", "hermes", "--markers", "a,b"], "leave --markers out"),
+        (["--overwrite"], "give --out"),
     ):
         refused = CliRunner().invoke(app, [*command, *options])
         assert words in str(refused.exception), options
+
+
+def test_a_directory_without_a_tokenizer_is_said(tiny_base: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes((tiny_base / "config.json").read_bytes())
+    command = ["template", "make", "--family", "hermes", "--tokenizer", str(tmp_path)]
+    assert "holds no tokenizer" in str(CliRunner().invoke(app, command).exception)

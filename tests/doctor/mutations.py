@@ -260,3 +260,71 @@ MUTATIONS = (
         "mistral", "(content | tojson)", "'\"' ~ content ~ '\"'", "json-unescaped", "results are pasted into JSON"
     ),
 )
+
+SUBTLE = (
+    Mutation("gpt_oss", "{%- if content -%}", "{%- if content and not thought -%}", "call-text-dropped", "or thinking"),
+    Mutation(
+        "gpt_oss",
+        "{{- 'number' if schema.type == 'integer' else schema.type -}}",
+        "{{- 'number' if schema.type in ('integer', 'boolean') else schema.type -}}",
+        "schema-lost",
+        "a boolean is a number",
+    ),
+    Mutation(
+        "gpt_oss",
+        "call.id and call.id == message.tool_call_id",
+        "false",
+        "ids-lost",
+        "names go by the order of calls",
+    ),
+    Mutation(
+        "gpt_oss",
+        "(reasoning_effort or 'medium')",
+        "({'low': 'high', 'high': 'low'}[reasoning_effort] or 'medium')",
+        "thinking-reversed",
+        "low is high",
+    ),
+    Mutation(
+        "gpt_oss",
+        _CONTENT,
+        _CONTENT + "{%- set content = content | replace('<|end|>', '') -%}",
+        "injection",
+        "a filter takes words out",
+    ),
+    Mutation(
+        "qwen3_coder",
+        "'<tool_response>\\n' ~ text(message.content) ~",
+        "'<tool_response>\\n' ~ text(message.content)[:10] ~",
+        "tool-result-lost",
+        "results are cut",
+    ),
+    Mutation(
+        "qwen3_coder",
+        _OPENER + "\n{{- '<|im_start|>assistant\\n' -}}",
+        _OPENER + "\n{{- '<|im_start|>assistant' -}}",
+        "generation-prompt",
+        "the opener has no line break",
+    ),
+    Mutation(
+        "qwen3_coder",
+        "for call in message.tool_calls or []",
+        "for call in (message.tool_calls if 'tool_calls' in message else [])",
+        "render-error",
+        "a list of calls that is null",
+    ),
+    Mutation(
+        "mistral",
+        "{%- set id = message.tool_call_id if message.tool_call_id in seen.ids else placed -%}",
+        "{%- set id = placed -%}",
+        "ids-lost",
+        "ids go by the order of calls",
+    ),
+    Mutation(
+        "llama3",
+        "(arguments or {}) | tojson",
+        "(arguments or {}) | string",
+        "arguments-form",
+        "objects as Python prints them",
+    ),
+)
+"""Faults that show in one place only: found, and by no wrong check."""

@@ -58,7 +58,15 @@ def _tools_ignored(s: Specimen) -> bool:
 
 
 def _schema_lost(s: Specimen) -> bool:
-    return any(w not in str(render(s, ASK)) for w in ("stone_K1", "inner_K3"))
+    return any(w not in str(render(s, ASK)) for w in ("stone_K1", "inner_K3")) or _typed(s, "number") == _typed(
+        s, "integer"
+    )
+
+
+def _typed(s: Specimen, kind: str) -> str:
+    """The prompt with a tool whose parameter is of the type `kind`, or null."""
+    either = {"type": "object", "properties": {"grams": {"anyOf": [{"type": kind}, {"type": "null"}]}}}
+    return s.render([ASK], [{"type": "function", "function": {**TOOL["function"], "parameters": either}}]).text
 
 
 def _calls_dropped(s: Specimen) -> bool:
@@ -66,7 +74,8 @@ def _calls_dropped(s: Specimen) -> bool:
 
 
 def _text_dropped(s: Specimen) -> bool:
-    return "besides" not in str(render(s, ASK, call("besides"), result()))
+    asked = ASK, call("besides"), result()
+    return any("besides" not in str(render(s, *asked, *more)) for more in ((), (ANSWER, AGAIN)))
 
 
 def _null(s: Specimen) -> bool:
@@ -139,6 +148,8 @@ def _raises(s: Specimen) -> bool:
     texts = [
         render(s, ASK, AGAIN, tools=False),
         render(s, ASK, call(), result()),
+        render(s, ASK, {**ANSWER, "tool_calls": None}, AGAIN),
+        render(s, ASK, call("besides", reasoning_content="thoughtword"), result()),
         render(s, ASK, long, result(id="call_0123456789abcdef")),
     ]
     return None in texts or s.render([ASK], [bare]).failed

@@ -28,6 +28,17 @@ def template(tmp_path: Path) -> Path:
     return file
 
 
+@pytest.fixture
+def model(tiny_base: Path, tmp_path: Path) -> Path:
+    """A copy of a model's tokenizer and configuration, to be spoiled."""
+    copy = tmp_path / "model"
+    copy.mkdir()
+    for file in tiny_base.iterdir():
+        if file.suffix in (".json", ".jinja"):
+            (copy / file.name).write_bytes(file.read_bytes())
+    return copy
+
+
 def run(*arguments: object) -> Result:
     app = typer.Typer()
     app.command()(verb)
@@ -117,6 +128,46 @@ def test_a_terminal_is_not_obeyed(template: Path) -> None:
     assert "\x1b" not in run("--template", template).stdout
 
 
+@pytest.mark.parametrize("broken", ["{% for m in messages %}{{ m.content", "{{ messages\n | nonsense }}"])
+def test_a_template_that_cannot_be_compiled_is_one_finding_with_its_line(template: Path, broken: str) -> None:
+    template.write_text(broken)
+    told = json.loads(run("--template", template, "--json").stdout)
+    assert [f["check"] for f in told["findings"]] == ["render-error"]
+    assert "(line " in told["findings"][0]["evidence"]
+    assert not {"content-parts", "system-messages"} & set(told["passed"]), "nothing was rendered"
+
+
+@pytest.mark.parametrize("text", ["", " \n"])
+def test_a_model_without_a_template_is_one_finding(model: Path, text: str) -> None:
+    (model / "chat_template.jinja").write_text(text)
+    told = json.loads(run(model, "--json").stdout)
+    assert [f["check"] for f in told["findings"]] == ["template-missing"]
+    assert not {"marker-flags", "end-of-turn"} & set(told["passed"]), "nothing was rendered"
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("text", ['{"a":', "[1]"])
+def test_a_broken_file_of_a_model_is_named(model: Path, name: str, text: str) -> None:
+    (model / name).write_text(text)
+    with pytest.raises(ModelError, match=f"{name} .*: give a directory"):
+        raise run(model).exception  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "config.json"])
+def test_the_page_takes_the_place_of_nothing_that_is_looked_at(model: Path, name: str) -> None:
+    before = (model / name).read_bytes()
+    with pytest.raises(OutputError, match="is an input itself"):
+        raise run(model, "--html", model / name).exception  # type: ignore[misc]
+    assert (model / name).read_bytes() == before
+    template, page = model / "chat_template.jinja", model / "page.html"
+    with pytest.raises(OutputError, match="is an input itself"):
+        raise run("--template", template, "--html", template).exception  # type: ignore[misc]
+    with pytest.raises(OutputError, match="is an input itself"):
+        raise run("--template", template, "--fix", "--out", page, "--html", page).exception  # type: ignore[misc]
+    for _ in range(2):
+        assert run(model, "--check", "two-templates", "--html", page).exit_code == 0
+
+
 def test_checks_are_listed_and_explained() -> None:
     listed = run("--list").stdout
     assert "tool-calls-dropped" in listed
@@ -137,6 +188,7 @@ def test_checks_are_listed_and_explained() -> None:
         (["--template", "{template}", "--check", "adapter-fit"], ConfigError, "give --adapter DIR, too"),
         (["--template", "{template}", "--check", "server-models"], ConfigError, "give --url URL, too"),
         (["--url", "http://127.0.0.1:9", "--check", "ids-lost"], ConfigError, "give a model directory or --template"),
+        (["--template", "{template}", "--check", "ids-lost", "--skip", "ids-lost"], ConfigError, "both"),
         (["--template", "{template}", "--out", "x.jinja"], ConfigError, "give --fix, too"),
         (["--template", "{template}", "--family", "hermes"], ConfigError, "give --fix, too"),
         (["--explain", "nonsense"], ConfigError, "nonsense"),

@@ -23,106 +23,8 @@ from punie_mlx.doctor.specimen import Specimen
 from punie_mlx.doctor.usage import usage
 from punie_mlx.errors import ConfigError, OutputError
 
+from .another_hand import CALL, CALLS, GOOD, LOOP, PLANTED, TOOLS, planted
 from .once import examined_once, found, kept  # noqa: F401 (the first is a fixture)
-
-# A template of nobody, in the manner of many: what it does well is what the planted faults take away.
-GOOD = r"""{%- macro words(parts) %}
-    {%- for part in parts or [] %}
-        {{- part.text }}
-    {%- endfor %}
-{%- endmacro %}
-{%- if messages[0].role in ['system', 'developer'] %}
-    {%- set told = messages[0].content or '' %}
-    {%- set rest = messages[1:] %}
-{%- else %}
-    {%- set told = '' %}
-    {%- set rest = messages %}
-{%- endif %}
-{%- if told or tools %}
-    {{- '<|im_start|>system\n' + told }}
-    {%- if tools %}
-        {{- '\n\nThese can be called:\n<tools>' }}
-        {%- for tool in tools %}
-            {{- '\n' + (tool | tojson) }}
-        {%- endfor %}
-        {{- '\n</tools>\nWrite a call so:\n<tool_call>\n{"name": NAME, "arguments": ARGUMENTS}\n</tool_call>' }}
-    {%- endif %}
-    {{- '<|im_end|>\n' }}
-{%- endif %}
-{%- for message in rest %}
-    {%- set content = message.content if message.content is string else words(message.content) %}
-    {%- if message.role == 'assistant' %}
-        {{- '<|im_start|>assistant\n' + content }}
-        {%- for tool_call in message.tool_calls or [] %}
-            {%- if not loop.first or content %}
-                {{- '\n' }}
-            {%- endif %}
-            {%- set tool_call = tool_call.function %}
-            {{- '<tool_call>\n{"name": ' + (tool_call.name | tojson) + ', "arguments": ' }}
-            {{- tool_call.arguments if tool_call.arguments is string else tool_call.arguments | tojson }}
-            {{- '}\n</tool_call>' }}
-        {%- endfor %}
-        {{- '<|im_end|>\n' }}
-    {%- elif message.role == 'tool' %}
-        {%- if loop.first or loop.previtem.role != 'tool' %}
-            {{- '<|im_start|>user' }}
-        {%- endif %}
-        {{- '\n<tool_response>\n' + content + '\n</tool_response>' }}
-        {%- if loop.last or loop.nextitem.role != 'tool' %}
-            {{- '<|im_end|>\n' }}
-        {%- endif %}
-    {%- else %}
-        {{- '<|im_start|>' + ('system' if message.role == 'developer' else message.role) + '\n' }}
-        {{- content + '<|im_end|>\n' }}
-    {%- endif %}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- '<|im_start|>assistant\n' }}
-{%- endif %}
-"""
-_CALLS = GOOD[GOOD.index("        {%- for tool_call in") : GOOD.index("        {{- '<|im_end|>\\n' }}\n    {%- elif")]
-# What is taken away, what comes in its place, and the check that must name it.
-PLANTED = (
-    (" if message.content is string else words(message.content)", "", "content-null"),
-    ("words(message.content)", "message.content", "content-parts"),
-    ("tool | tojson", "tool | tojson(ensure_ascii=true)", "unicode-escaped"),
-    ("+ content + '\\n</tool", "+ (content | e) + '\\n</tool", "unicode-escaped"),
-    (_CALLS, "", "tool-calls-dropped"),
-    ("'<|im_start|>assistant\\n' + content", "'<|im_start|>assistant\\n' + ('' if message.tool_calls else content)",
-     "call-text-dropped"),
-    ("in message.tool_calls or []", "in (message.tool_calls or [])[:1]", "several-calls"),
-    ("<tool_response>\\n' + content + '\\n</tool_response>", "' + content + '", "tool-result-as-user"),
-    ("tool_call.arguments if tool_call.arguments is string else ", "", "arguments-form"),
-    ("tool_call.arguments if tool_call.arguments is string else tool_call.arguments | tojson", "tool_call.arguments",
-     "arguments-form"),
-    ("<tool_response>\\n'", "<tool_response>\\n<tool_response>\\n'", "double-wrapped"),
-    ("+ content + '\\n</tool_response>'", "+ (content | tojson) + '\\n</tool_response>'", "double-wrapped"),
-    ("+ content + '\\n</tool_response>'", "+ (content | trim) + '\\n</tool_response>'", "trimmed"),
-    ("{%- if add_generation_prompt %}", "{%- if add_generation_prompt and rest[-1].role == 'user' %}",
-     "generation-prompt"),
-    ("{%- if add_generation_prompt %}\n    {{- '<|im_start|>assistant\\n' }}\n{%- endif %}\n", "", "generation-prompt"),
-    ("{%- if add_generation_prompt %}\n    {{- '<|im_start|>assistant\\n' }}\n{%- endif %}\n",
-     "{{- '<|im_start|>assistant\\n' }}\n", "generation-prompt"),
-    ("    {%- else %}\n        {{-", "    {%- elif message.role == 'user' %}\n        {{-", "system-messages"),
-    ("{%- if tools %}", "{%- if tools and told %}", "tools-ignored"),
-    ("{{- '\\n' + (tool | tojson) }}", "{{- '\\n' + tool.function.name + ': ' + tool.function.description }}",
-     "tools-ignored"),
-    ("(tool | tojson)", "tool.function.name + (tool.function.parameters.properties | tojson)", "tools-ignored"),
-    ("set tool_call = tool_call.function %}\n            {{- '<tool_call>\\n{\"name\": ' + (tool_call.name",
-     "set f = tool_call.function %}\n            {%- set tool_call = f %}\n"
-     "            {{- '<tool_call>\\n{\"name\": ' + (f.name", "mlx-parser"),
-    ("Write a call so:", "You must always call a tool. Write a call so:", "tool-choice"),
-    ("{%- for tool_call in", "{{- raise_exception('one call at most') if message.tool_calls | length > 1 }}\n"
-     "        {%- for tool_call in", "several-calls"),
-    ("{%- set tool_call = tool_call.function %}",
-     "{%- set tool_call = tool_call.function %}\n            {%- if not tool_call.arguments %}\n"
-     "                {{- raise_exception('no arguments') }}\n            {%- endif %}", "render-error"),
-)  # fmt: skip
-
-
-def planted(old: str, new: str) -> Specimen:
-    assert old in GOOD
-    return Specimen.of_text(GOOD.replace(old, new, 1))
 
 
 def changed(diff: str) -> tuple[list[str], list[str]]:
@@ -155,7 +57,7 @@ def test_a_template_of_any_author_is_mended_in_its_own_text(old: str, new: str, 
 
 def test_several_faults_are_mended_one_after_another() -> None:
     ill = GOOD.replace("'\\n<tool_response>\\n' + content + '\\n</tool_response>'", "'\\n' + content")
-    ill = ill.replace(_CALLS, "").replace("{%- if tools %}", "{%- if tools and told %}")
+    ill = ill.replace(CALLS, "").replace("{%- if tools %}", "{%- if tools and told %}")
     assert len(found(ill)) >= 3
     mended = mend(Specimen.of_text(ill))
     assert mended is not None
@@ -199,6 +101,33 @@ def test_turns_without_tools_stay_as_they_were(monkeypatch: pytest.MonkeyPatch) 
     assert mend(ill) is None
     monkeypatch.setattr(mending, "REWRITES", (replace(whole, plain=False),))
     assert mend(ill) is not None
+
+
+SYSTEM_LATER = [{"role": r, "content": f"{r} {n}"} for n, r in enumerate(("system", "user", "system", "user"))]
+
+
+def test_what_the_system_says_later_stays_where_it_was_said() -> None:
+    bare = GOOD.replace("role in ['system', 'developer']", "role in ['system']", 1)
+    ill = Specimen.of_text(bare.replace("    {%- else %}\n        {{-", "    {%- elif message.role in told_of %}{{-"))
+    ill = ill.with_template("{%- set told_of = ['user', 'system'] %}\n" + ill.template)
+    assert found(ill.template) == ["developer-role"]
+    mended = mend(ill)
+    assert mended is not None
+    assert mended.after == () and mended.rewrites == ("a developer's message is given to the system",)
+    for messages in (SYSTEM_LATER, SYSTEM_LATER[1:]):
+        assert Specimen.of_text(mended.template).render(messages) == ill.render(messages)
+
+
+def test_a_model_that_sees_is_not_made_blind(monkeypatch: pytest.MonkeyPatch) -> None:
+    trimmed = templates.make("hermes").replace(
+        "text(message.content) ~ '\\n</tool", "text(message.content)|trim ~ '\\n</tool"
+    )
+    seeing = trimmed.replace("part.text or ''", "'<|image_pad|>' if part.type == 'image' else part.text or ''")
+    monkeypatch.setattr(mending, "REWRITES", ())
+    assert found(trimmed) == found(seeing) == ["trimmed"]
+    blind = mend(Specimen.of_text(trimmed))
+    assert blind is not None and blind.family == "hermes"
+    assert mend(Specimen.of_text(seeing)) is None
 
 
 def test_of_a_rewrite_only_the_edits_that_help_are_taken() -> None:
@@ -314,14 +243,6 @@ def test_checks_that_were_left_out_do_not_count() -> None:
 
 
 # ---- SmolLM3, as it is found ----
-
-CALL = {"id": "aB3dE6gH9", "type": "function", "function": {"name": "weigh", "arguments": {"what": "Morwenna-3"}}}
-LOOP = [
-    {"role": "user", "content": "How heavy?"},
-    {"role": "assistant", "content": "", "reasoning_content": "A scale is there.", "tool_calls": [CALL]},
-    {"role": "tool", "tool_call_id": "aB3dE6gH9", "content": "12 stone"},
-]
-TOOLS = [{"type": "function", "function": {"name": "weigh", "description": "Weighs.", "parameters": {}}}]
 
 
 def test_smollm3_is_mended_of_all_its_faults(real_data: Path) -> None:

@@ -43,6 +43,11 @@ def test_two_pieces_stand_beside_each_other_where_there_is_room() -> None:
     assert not [line for line in told(found, 80) if "─ one ─" in line and "─ two ─" in line]
 
 
+def test_a_label_that_is_too_long_is_seen_to_be_cut() -> None:
+    lines = told(Examined((finding(Shown("one " * 40, "a"), Shown("two", "b")),)), 140)
+    assert any("…─╮" in line for line in lines)
+
+
 def test_checks_that_were_left_out_for_one_reason_have_one_line() -> None:
     lines = told(Examined(passed=("x",), skipped=(("a", "it is so"), ("b", "it is not"), ("c", "it is so"))), 80)
     assert lines == ["not checked, since it is so: a, c", "not checked, since it is not: b",

@@ -14,8 +14,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
-from punie_mlx.errors import ConfigError
+from punie_mlx.chat.alone import Alone
+from punie_mlx.chat.render import render_as_given
+from punie_mlx.errors import ConfigError, DataError
 from punie_mlx.toolcalls import detect
 
 _HERE = Path(__file__).parent
@@ -39,12 +42,27 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class Told:
+    """A line of a template with what the model is told where nobody says anything to the system.
+
+    It is what the present template says there, between `before` and `after`, with the switches `given`: words that the
+    model was trained on are better than ours.
+    """
+
+    name: str
+    before: str
+    after: str
+    given: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Family:
     """Models that are written to in the same way.
 
     format: the wire format of its calls. frame: tokens around a turn, without which a model is none of this family.
     never: words of a template, or tokens, that only other models have. choices: what differs between its models.
-    markers: names in the template of what opens and closes a call, where each tokenizer has its own.
+    told: what is told by default. markers: names in the template of what opens and closes a call, where each tokenizer
+    has its own.
     """
 
     name: str
@@ -53,6 +71,7 @@ class Family:
     frame: tuple[str, ...]
     never: tuple[str, ...] = ()
     choices: tuple[Choice, ...] = field(default=(), repr=False)
+    told: tuple[Told, ...] = field(default=(), repr=False)
     markers: tuple[str, str] | tuple[()] = ()
 
     @property
@@ -60,6 +79,7 @@ class Family:
         return _HERE / f"{self.name}.jinja"
 
 
+_INSTRUCTIONS = ("## Custom Instructions\n\n", "\n\n<|im_end|>")
 _NOUS = ("<|begin_of_text|>", "<s>", "<|im_start|>tool")
 _FAMILIES = (
     Family(
@@ -75,12 +95,17 @@ _FAMILIES = (
         "Qwen2.5, Qwen3 and Hermes: JSON calls between tags in ChatML",
         _CHATML,
         choices=(Choice("opening", "bos_token", _NOUS), Choice("results", "'tool'", _NOUS)),
+        told=(Told("told", "<|im_start|>system\n", "<|im_end|>"),),
     ),
     Family(
         "smollm3",
         "smollm3",
         "SmolLM3: JSON calls between its own markers in ChatML, modes of reasoning",
         _CHATML,
+        told=(
+            Told("told_thinking", *_INSTRUCTIONS),
+            Told("told_silent", *_INSTRUCTIONS, {"enable_thinking": False}),
+        ),
         markers=("call_open", "call_close"),
     ),
     Family(
@@ -88,6 +113,10 @@ _FAMILIES = (
         "harmony",
         "gpt-oss: messages with headers and channels (harmony)",
         ("<|start|>", "<|message|>", "<|channel|>"),
+        told=(
+            Told("identity", "<|start|>system<|message|>", "\nKnowledge cutoff"),
+            Told("channels", "# Valid channels: analysis, commentary, final. ", "<|end|>"),
+        ),
     ),
     Family(
         "mistral",
@@ -132,6 +161,8 @@ def make(
     found = get(family)
     if vocabulary and (missing := [t for t in found.frame if t not in vocabulary]):
         raise ConfigError(f"the tokenizer has no token {missing[0]}, so it is none of {family}: give another --family")
+    if markers and not found.markers:
+        raise ConfigError(f"the markers of {family} are the same for all its models: leave --markers out")
     text = found.file.read_text(encoding="ascii")
     for choice in found.choices:
         told = template if choice.in_template else vocabulary or template
@@ -140,6 +171,9 @@ def make(
             text = _set(text, choice.name, ours[2])
         elif any(word in told for word in choice.words):
             text = _set(text, choice.name, choice.value)
+    for told in found.told if template else ():
+        if words := _words(told, template):
+            text = _set(text, told.name, literal(words))
     if found.markers and (vocabulary or template or markers):
         own = markers or _own_markers(found, vocabulary or (), template)
         if vocabulary and markers and (unknown := [m for m in markers if m not in vocabulary]):
@@ -193,6 +227,18 @@ def _set(template: str, name: str, value: str) -> str:
     if not count:
         raise ValueError(f"the template sets no {name}")
     return changed
+
+
+def _words(told: Told, template: str) -> str:
+    """What `template` tells the model by itself; nothing where it speaks of tools, or of a day that will be over."""
+    asked = {"role": "user", "content": "."}
+    try:
+        text = render_as_given(Alone(template), [asked], add_generation_prompt=False, **told.given)
+    except DataError:
+        return ""
+    words, found, _ = text.partition(told.before)[2].partition(told.after)
+    dated = "strftime_now" in template and re.search(r"\d\d", words)
+    return words if found and "<tool" not in words and not dated else ""
 
 
 def _own_markers(family: Family, vocabulary: Collection[str], template: str) -> tuple[str, str]:
