@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from punie_mlx.doctor import table
+from punie_mlx.doctor.facts import ANSWERS, RAW_ANSWERS, answers, headed
 from punie_mlx.doctor.findings import Examined, Finding, Shown
-from punie_mlx.doctor.terminal import one_line, summary
+from punie_mlx.doctor.table import explanation
+from punie_mlx.doctor.terminal import summary
 from punie_mlx.pages import frame
+from punie_mlx.pages.tables import Column, table
 from punie_mlx.pages.text import Html, join, spaced, tag
 
+RAW = 600  # characters of what a model wrote that stand in a table
 STYLE = """
 .finding { border-left: .35rem solid #2b6cb0; padding: .1rem 0 .1rem 1rem; margin: 1.5rem 0; }
 .finding.high { border-color: #c0392b; }
@@ -49,7 +52,7 @@ def _finding(finding: Finding) -> Html:
         tag("div", *map(_shown, finding.shown), class_="evidence"),
         tag("p", tag("strong", "Effect: "), *_words(finding.effect)),
         tag("p", tag("strong", "Remedy: "), *_words(finding.remedy)),
-        tag("details", tag("summary", "What this check looks at"), tag("pre", table.explanation(finding.check))),
+        tag("details", tag("summary", "What this check looks at"), tag("pre", explanation(finding.check))),
         class_=f"finding {finding.severity}",
     )
 
@@ -74,12 +77,14 @@ def _shown(piece: Shown) -> Html:
 
 
 def _facts(facts: dict[str, Any]) -> Iterator[Html]:
-    for name, value in facts.items():
-        rows = value.items() if isinstance(value, dict) else [(name, value)]
-        cells = [tag("dt", key) + tag("dd", one_line(what)) for key, what in rows if what not in (None, "", [], {})]
-        if cells:
-            yield tag("h2", name)
-            yield tag("dl", Html("".join(cells)), class_="facts")
+    for heading, rows in headed(facts):
+        yield tag("h2", heading)
+        cells = [tag("dt", name or heading) + tag("dd", what) for name, what in rows]
+        yield tag("dl", Html("".join(cells)), class_="facts")
+    if rows := answers(facts, RAW):
+        yield tag("h2", RAW_ANSWERS.capitalize())
+        columns = [Column(name, number=name.startswith("P(")) for name in ANSWERS]
+        yield table(columns, rows, caption=RAW_ANSWERS)
 
 
 def _others(found: Examined) -> Iterator[Html]:

@@ -11,11 +11,13 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from punie_mlx.doctor.facts import ANSWERS, RAW_ANSWERS, answers, headed
 from punie_mlx.doctor.findings import SEVERITIES, Examined, Finding, Shown
 from punie_mlx.pages.text import visible
 
 STYLES = {"high": "bold red", "medium": "yellow", "low": "cyan"}
 SIDE_BY_SIDE = 100  # columns from which two pieces of evidence stand beside each other
+RAW = 120  # characters of what a model wrote that stand in a table
 WIDTH = 140  # where the output is no terminal: a log should not wrap as one
 
 
@@ -89,29 +91,17 @@ def _panel(piece: Shown) -> Panel:
 
 
 def _facts(facts: dict[str, Any]) -> Iterator[tuple[str, RenderableType]]:
-    for name, value in facts.items():
-        if isinstance(value, dict) and value:
-            table = Table(box=None, show_header=False, pad_edge=False)
-            table.add_column(style="dim")
-            table.add_column(overflow="fold")
-            for key, what in value.items():
-                table.add_row(Text(visible(key)), Text(visible(one_line(what))))
-            yield name, table
-        elif value:
-            yield name, Text(visible(one_line(value)))
-
-
-def one_line(value: Any) -> str:
-    """A fact as text: lists by commas, objects by name."""
-    match value:
-        case None:
-            return "none"
-        case bool():
-            return "yes" if value else "no"
-        case dict():
-            return "; ".join(f"{k}: {one_line(v)}" for k, v in value.items())
-        case list() | tuple():
-            return ", ".join(map(one_line, value))
-        case float():
-            return f"{value:.4g}"
-    return str(value)
+    for heading, rows in headed(facts):
+        table = Table(box=None, show_header=False, pad_edge=False)
+        table.add_column(style="dim")
+        table.add_column(overflow="fold")
+        for name, what in rows:
+            table.add_row(Text(visible(name)), Text(visible(what)))
+        yield heading, table
+    if rows := answers(facts, RAW):
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        for head in ANSWERS:
+            table.add_column(head, overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(visible(cell)) for cell in row))
+        yield RAW_ANSWERS, table

@@ -259,9 +259,6 @@ MUTATIONS = (
     Mutation(
         "mistral", "(content | tojson)", "'\"' ~ content ~ '\"'", "json-unescaped", "results are pasted into JSON"
     ),
-)
-
-SUBTLE = (
     Mutation("gpt_oss", "{%- if content -%}", "{%- if content and not thought -%}", "call-text-dropped", "or thinking"),
     Mutation(
         "gpt_oss",

@@ -9,7 +9,7 @@ from punie_mlx.doctor import table
 from punie_mlx.doctor.mend import mend
 from punie_mlx.doctor.specimen import Specimen
 
-from .mutations import MUTATIONS, SUBTLE, Mutation
+from .mutations import MUTATIONS, Mutation
 from .once import examined_once, found, kept  # noqa: F401 (the first is a fixture)
 
 AREAS = ("template", "round-trip")
@@ -47,11 +47,6 @@ def test_a_fault_is_named_by_its_own_check_alone_and_mended(mutation: Mutation) 
     assert found(mended.template) == []
     assert mended.diff
     assert bool(mended.rewrites) == (mended.way == "rewrite") == (mended.family is None)
-
-
-@pytest.mark.parametrize("mutation", SUBTLE, ids=str)
-def test_a_subtle_fault_is_named_by_its_own_check_alone(mutation: Mutation) -> None:
-    assert found(mutation.template) == [mutation.check]
 
 
 def test_each_check_has_a_fault_and_each_family_has_several() -> None:

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from punie_mlx.doctor import terminal
 from punie_mlx.doctor.findings import Examined, Finding, Shown
+from punie_mlx.doctor.page import page
 from punie_mlx.doctor.specimen import Specimen
 
 MARKUP = "[red]a[/red] [link=x]b[/link] [/]"
@@ -57,3 +58,17 @@ def test_checks_that_were_left_out_for_one_reason_have_one_line() -> None:
 def test_what_was_cut_out_has_no_tokens(tiny_base) -> None:
     shown = Specimen.of_model(tiny_base).show("rendered", "…<|im_end|>\n…")
     assert "".join(text for _, text in shown.tokens) == "<|im_end|>\n"
+
+
+def test_what_a_model_wrote_is_a_table_of_a_row_for_each_probe() -> None:
+    raw = {"asked": "a call", "kind": "native", "note": "", "right": True, "text": "<tool_call>\n" + LONG}
+    raw |= {"chances": {"opener": 0.98526, "fence": None}, "tokens": [[1, "x", 0.5]] * 600}
+    behaviour = {"verdict": "emits native tokens", "answers": [raw, raw | {"note": "odd", "right": False}]}
+    found = Examined(facts={"behaviour": behaviour})
+    lines = told(found, 140)
+    assert [line.split()[:5] for line in lines if "0.9853" in line] == [
+        ["a", "call", "native", "yes", "0.9853"],
+        ["a", "call", "native", "(odd)", "no"],
+    ]
+    assert page(found, "m").count("0.9853</td>") == 2
+    assert len(lines) < 15 and any("…" in line for line in lines)
