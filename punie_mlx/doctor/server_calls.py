@@ -99,7 +99,10 @@ def plain_call(session: Session) -> Iterator[Finding]:
         "server-plain-call",
         "high",
         "no question that a tool answers is answered with a call, not even where a call is required",
-        (asked(answer), told(answer), told(forced, 'answered with tool_choice "required"')),
+        (
+            *(shown for _, each in session.plainly for shown in (asked(each), told(each))),
+            told(forced, 'answered with tool_choice "required"'),
+        ),
         NO_CALLS,
         "not-called",
     )

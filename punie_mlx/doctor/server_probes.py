@@ -60,7 +60,7 @@ PIGEON = tool("send_pigeon", "Send a carrier pigeon to a tower.", tower=STRING)
 # Calls that are to be expected of any model that knows tools; a model that knows one world only may know but one.
 PLAIN = (
     Probe("Look up the orbit of the satellite Zeeland-71 with the tool.", (ORBIT, PIGEON), "look_up_orbit"),
-    Probe("How long is zeeland/orbit.txt?", (LINES, PIGEON), "count_lines"),
+    Probe("How long is src/orbit.py?", (LINES, PIGEON), "count_lines"),
     Probe("What is the weather in Bergen right now?", (WEATHER, PIGEON), "get_weather"),
 )
 BOTH = Probe(

@@ -72,13 +72,19 @@ class Session:
     # ---- what most checks stand on ----
 
     @cached_property
-    def plain(self) -> tuple[Probe, Answer]:
-        """The first plain question that is answered with a call, or the last answer."""
+    def plainly(self) -> list[tuple[Probe, Answer]]:
+        """Plain questions, up to the first one that is answered with a call, as text or not, or with an error."""
+        tried = []
         for probe in probes.PLAIN:
-            answer = self.ask(probe)
+            tried.append((probe, answer := self.ask(probe)))
             if answer.calls or not answer.ok or self.written(answer):
                 break
-        return probe, answer
+        return tried
+
+    @property
+    def plain(self) -> tuple[Probe, Answer]:
+        """The first plain question that is answered with a call, or the last answer."""
+        return self.plainly[-1]
 
     @staticmethod
     def written(answer: Answer) -> str | None:
