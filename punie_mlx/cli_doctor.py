@@ -160,6 +160,8 @@ def _tell(mended: Mended | None, found: Examined) -> None:
     if mended is None:
         typer.echo("nothing was written: " + (f"no mending helps\n{_OTHERWISE}" if found.findings else "all is well"))
         return
-    typer.echo(f"\n{mended.diff}\n{mended.usage}")
+    how = "; ".join(mended.rewrites) or f"it is our template of {mended.family}"
+    cleared = f"; found no more: {', '.join(mended.cleared)}" if mended.cleared else ""
+    typer.echo(f"\n{mended.diff}\n{mended.file}: {how}{cleared}\n\n{mended.usage}")
     if mended.after:
         typer.echo(f"\nleft: {', '.join(f.check for f in mended.after)}\n{_OTHERWISE}")

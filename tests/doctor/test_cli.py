@@ -88,7 +88,8 @@ def test_fix_writes_a_template_that_passes_beside_the_first(tmp_path: Path) -> N
     mended = tmp_path / "chat_template.mended.jinja"
     assert result.exit_code == 0, result.stdout
     assert file.read_text() == broken
-    for said in ("tool-result-lost", "+++", "punie-mlx serve", f"--chat-template {mended}", "llama-server"):
+    assert f"{mended}: it is our template of hermes; found no more: tool-result-lost\n" in result.stdout
+    for said in ("+++", "punie-mlx serve", f"--chat-template {mended}", "llama-server"):
         assert said in result.stdout
     assert run("--template", mended).exit_code == 0
     with pytest.raises(OutputError, match=r"chat_template\.mended\.jinja"):

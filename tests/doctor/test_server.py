@@ -61,6 +61,14 @@ SCRIPTS = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def short_answers() -> Iterator[None]:
+    """What has no script goes on to the limit: a low one costs less, and every script fits into it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(server_probes, "MOST_TOKENS", 200)
+        yield
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
     """It answers each probe with its script, and has a template that is good in all that is looked at."""
