@@ -108,6 +108,7 @@ _AS_LIST = re.compile(r"""['"]type['"]: ['"]text['"]""")
 
 def content_parts(specimen: Specimen) -> Iterator[Finding]:
     """Content as a list of text parts, which OpenAI's API allows, is read as its text."""
+    seen(specimen, [cases.user()])  # or nothing could be said of it
     talk = Talk.of(specimen)
     parts = [{"type": "text", "text": _PIECE}]
     conversations = {

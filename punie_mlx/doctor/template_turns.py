@@ -45,6 +45,7 @@ def text_lost(specimen: Specimen) -> Iterator[Finding]:
 
 def system_messages(specimen: Specimen) -> Iterator[Finding]:
     """Every system message is in the prompt, wherever it stands, and as no other role's."""
+    seen(specimen, [cases.user()])  # or nothing could be said of them
     talk = Talk.of(specimen)
     first, second = cases.system(), cases.system(SECOND_SYSTEM)
     ask, closing = cases.user(), [cases.answer(), cases.user(cases.SECOND)]
@@ -95,6 +96,7 @@ def _role_finding(check: str, severity: str, summary: str, specimen: Specimen, s
 
 def developer_role(specimen: Specimen) -> Iterator[Finding]:
     """Instructions under the role developer, OpenAI's newer name for system, are the system's."""
+    seen(specimen, [cases.user()])
     for tools in (None, cases.OFFERED):
         made = specimen.render([{"role": "developer", "content": SYSTEM}, cases.user()], tools)
         plain = specimen.render([cases.system(), cases.user()], tools)

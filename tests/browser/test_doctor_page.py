@@ -11,6 +11,7 @@ from punie_mlx.doctor.page import page
 from punie_mlx.doctor.specimen import Specimen
 
 from .conftest import Opened
+from .test_report_page import SCHEMES, WIDTHS
 
 WORDS_ONLY = """{%- for message in messages %}<|im_start|>{{ message.role }}
 {{ message.content }}<|im_end|>
@@ -26,8 +27,7 @@ def file(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize(("width", "scheme"), list(zip(WIDTHS, SCHEMES, strict=True)))
 def test_the_findings_are_there_and_nothing_overflows(opened: Opened, file: Path, scheme: str, width: int) -> None:
     with opened(file, width=width, color_scheme=scheme) as shown:
         assert shown.locator("h1").inner_text() == "What is wrong with words only"

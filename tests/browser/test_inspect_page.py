@@ -48,8 +48,7 @@ def answer(scripted_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return path
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize(("width", "scheme"), list(zip(WIDTHS, SCHEMES, strict=True)))
 def test_the_pages_are_quiet_fit_and_can_be_read(
     row: Path, answer: Path, opened: Opened, tmp_path: Path, width: int, scheme: str
 ) -> None:

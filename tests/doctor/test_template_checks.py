@@ -79,6 +79,7 @@ def test_a_template_that_raises_on_everything_has_one_fault() -> None:
     found = examined("{{ raise_exception('closed for today') }}")
     assert [f.check for f in found.findings] == ["render-error"]
     assert "closed for today" in found.findings[0].evidence
+    assert not found.passed  # of a prompt that there is not, nothing can be right
 
 
 def test_a_template_that_cannot_be_compiled_has_one_fault() -> None:
