@@ -72,10 +72,12 @@ def outspoken(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     model = tmp_path_factory.mktemp("outspoken") / "model"
     shutil.copytree(tiny_base, model)
     template = (model / "chat_template.jinja").read_text()
-    said = "(message.content or '')"
+    said = "message.role ~ '\\n' ~ content"
     thinking = "('<think>\n' ~ message.reasoning_content ~ '\n</think>\n\n' if message.reasoning_content else '')"
     assert said in template
-    shown = "{% if tools %}{{ tools | tojson }}\n{% endif %}" + template.replace(said, f"({thinking} ~ {said})")
+    shown = "{% if tools %}{{ tools | tojson }}\n{% endif %}" + template.replace(
+        said, f"message.role ~ '\\n' ~ {thinking} ~ content"
+    )
     (model / "chat_template.jinja").write_text(shown)
     return model
 
