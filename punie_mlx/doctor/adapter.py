@@ -167,13 +167,9 @@ def adapter_unmoved(subject: AdapterSubject) -> Iterator[Finding]:
         )
 
 
-def _check(id: str, title: str, run: Any) -> Check:
-    return Check(id, "adapter", title, run)
-
-
 CHECKS = (
-    _check("adapter-base", "The adapter was trained on this model", adapter_base),
-    _check("adapter-fit", "Each array of the adapter has a weight that it fits", adapter_fit),
-    _check("adapter-values", "The adapter's values are numbers", adapter_values),
-    _check("adapter-unmoved", "The adapter changes something", adapter_unmoved),
+    Check("adapter-base", "adapter", "The adapter was trained on this model", adapter_base),
+    Check("adapter-fit", "adapter", "Each array of the adapter has a weight that it fits", adapter_fit),
+    Check("adapter-values", "adapter", "The adapter's values are numbers", adapter_values),
+    Check("adapter-unmoved", "adapter", "The adapter changes something", adapter_unmoved),
 )

@@ -7,7 +7,7 @@ The rows are read as the audit reads them. What each row would be, were it right
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Iterator, Sized
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -368,16 +368,12 @@ def _expected(specimen: Specimen, served: Served, i: int, *, ready: bool) -> Ite
         yield render(specimen.tokenizer, served.messages[: i + 1], served.tools).rstrip()
 
 
-def _check(id: str, title: str, run: Callable[[DataSubject], Iterator[Finding]]) -> Check:
-    return Check(id, "data", title, run)
-
-
 CHECKS = (
-    _check("data-broken", "Rows and their calls can be read", data_broken),
-    _check("data-call-format", "Calls are written in the template's format", data_call_format),
-    _check("data-results", "Tool results are results", data_results),
-    _check("data-no-tools", "Rows with calls offer tools", data_no_tools),
-    _check("data-unknown-tool", "Rows call the tools that they offer", data_unknown_tool),
-    _check("data-not-rendered", "The template writes what the rows say", data_not_rendered),
-    _check("data-prompt-differs", "Rows begin like the prompt that is served", data_prompt_differs),
+    Check("data-broken", "data", "Rows and their calls can be read", data_broken),
+    Check("data-call-format", "data", "Calls are written in the template's format", data_call_format),
+    Check("data-results", "data", "Tool results are results", data_results),
+    Check("data-no-tools", "data", "Rows with calls offer tools", data_no_tools),
+    Check("data-unknown-tool", "data", "Rows call the tools that they offer", data_unknown_tool),
+    Check("data-not-rendered", "data", "The template writes what the rows say", data_not_rendered),
+    Check("data-prompt-differs", "data", "Rows begin like the prompt that is served", data_prompt_differs),
 )
